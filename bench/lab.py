@@ -1,0 +1,106 @@
+"""The place where the bench measures: one private cluster, and fresh copies of prepared databases.
+
+A `State` says what a database holds before a measurement. It is built once; each variant's trail is
+added to a copy once; each measurement then gets a copy of that, so that all rounds and all variants
+begin with equal tables, indexes and hint bits, and an empty log.
+"""
+
+import itertools
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+SETTINGS = {
+    "shared_buffers": "1GB",
+    "max_wal_size": "16GB",
+    # Keeps segments to recycle, so that no backend has to fill new ones with zeros while it is measured.
+    "min_wal_size": "2GB",
+    "wal_level": "replica",
+    "checkpoint_timeout": "1h",
+    "bgwriter_lru_maxpages": "0",
+    "fsync": "off",
+    "full_page_writes": "on",
+    "synchronous_commit": "off",
+    "autovacuum": "off",
+    "jit": "off",
+    "max_parallel_workers_per_gather": "0",
+    "log_checkpoints": "off",
+}
+"""Settings of the cluster; those of the pgbench workload that differ are in its own table's title."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a database holds: `build` fills it, `tables` are the ones to audit."""
+
+    name: str
+    tables: tuple
+    build: Callable
+
+
+class Lab:
+    def __init__(self, cluster, variants):
+        self.cluster, self.variants = cluster, variants
+        self.admin = cluster.connect("postgres")
+        self._templates = {}
+        self._numbers = itertools.count(1)
+
+    def connect(self, dbname, variant, **settings):
+        return self.cluster.connect(dbname, options=variant.options(**settings))
+
+    def checkpoint(self):
+        self.admin.execute("CHECKPOINT")
+
+    def touch_buffers(self):
+        """Uses every shared buffer once: the kernel gives memory at first touch, and would charge it to whoever comes first."""
+        self.admin.execute("CREATE DATABASE touch")
+        with self.connect("touch", self.variants[0]) as conn:
+            conn.execute("CREATE TABLE page (filler text)")
+            conn.execute("ALTER TABLE page ALTER filler SET STORAGE plain")
+            conn.execute("INSERT INTO page SELECT repeat('x', 8000) FROM generate_series(1, 131072)")
+        self.admin.execute("DROP DATABASE touch")
+        self.checkpoint()
+
+    def _template(self, state, variant):
+        key = (state.name, variant.name)
+        if key not in self._templates:
+            base = self._templates.get((state.name, None))
+            if base is None:
+                base = self._create("template1")
+                with self.cluster.connect(base) as conn:
+                    state.build(conn)
+                    conn.execute("VACUUM (FREEZE, ANALYZE)")
+                self._templates[state.name, None] = base
+            name = self._create(base)
+            with self.connect(name, variant) as conn:
+                variant.install(conn, state.tables)
+            self._templates[key] = name
+        return self._templates[key]
+
+    def _create(self, template):
+        name = f"bench_{next(self._numbers)}"
+        # file_copy: the copy writes no WAL of its own.
+        self.admin.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+        return name
+
+    @contextmanager
+    def database(self, state, variant):
+        """A fresh copy of the state with the variant's trail; dropped afterwards."""
+        name = self._create(self._template(state, variant))
+        try:
+            yield name
+        finally:
+            if variant.teardown:
+                with self.connect(name, variant) as conn:
+                    conn.execute(variant.teardown)
+            self.admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def warm(conn, tables):
+    """Reads tables and indexes into shared buffers, and maps those buffers into this backend."""
+    conn.execute("SET enable_seqscan = off")
+    for table in tables:
+        conn.execute(f"SELECT count(*) FROM (SELECT * FROM {table} ORDER BY id OFFSET 0) AS ordered")
+    conn.execute("RESET enable_seqscan")
+    for table in tables:
+        conn.execute(f"SELECT count(*) FROM {table}")

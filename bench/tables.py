@@ -1,0 +1,98 @@
+"""The tables of the workloads, filled with the same rows every time."""
+
+from pathlib import Path
+
+from lab import State
+
+MIXED = """
+CREATE TABLE {name} (
+    id         int PRIMARY KEY,
+    account_id bigint NOT NULL,
+    note       text,
+    amount     numeric(12,2) NOT NULL,
+    created_at timestamptz NOT NULL,
+    due_on     date,
+    active     bool NOT NULL,
+    token      uuid NOT NULL,
+    attributes jsonb,
+    score      float8,
+    status     varchar(20) NOT NULL,
+    tags       text[]
+)
+"""
+"""Twelve columns of twelve types; a row of about 280 bytes."""
+
+MIXED_ROWS = """
+SELECT n,
+       1000000000 + n * 7::bigint,
+       'Order ' || n || ': ' || left(repeat(md5(n::text), 3), 76),
+       (n * 37 % 1000000)::numeric / 100,
+       timestamptz '2024-01-01 00:00:00+00' + n * interval '61.000127 seconds',
+       date '2024-01-01' + n % 730,
+       n % 3 <> 0,
+       md5('token' || n)::uuid,
+       jsonb_build_object('colour', (ARRAY['red','green','blue'])[1 + n % 3], 'size', n % 50, 'gift', n % 7 = 0),
+       sqrt(n),
+       (ARRAY['open','paid','shipped','returned'])[1 + n % 4],
+       ARRAY['tag' || n % 10, 'group' || n % 100]
+  FROM generate_series({first}, {last}) AS n
+"""
+
+
+def mixed_empty(rows, scratch):
+    """The mixed table empty, its rows in `source` and in a file for COPY."""
+
+    def build(conn):
+        conn.execute(MIXED.format(name="item"))
+        conn.execute(MIXED.format(name="source"))
+        conn.execute("INSERT INTO source " + MIXED_ROWS.format(first=1, last=rows))
+        conn.execute(f"COPY (SELECT * FROM source ORDER BY id) TO '{copy_file(scratch)}'")
+
+    return State("mixed_empty", ("item",), build)
+
+
+def copy_file(scratch):
+    return Path(scratch) / "item.copy"
+
+
+def mixed_filled(rows):
+    """The mixed table with its rows."""
+
+    def build(conn):
+        conn.execute(MIXED.format(name="item"))
+        conn.execute("INSERT INTO item " + MIXED_ROWS.format(first=1, last=rows))
+
+    return State("mixed_filled", ("item",), build)
+
+
+WIDE_TYPES = (
+    ("int", "n * {c} % 100000"),
+    ("text", "'value ' || n % 1000"),
+    ("numeric(10,2)", "(n * {c} % 100000)::numeric / 100"),
+    ("bool", "(n + {c}) % 2 = 0"),
+    ("timestamptz", "timestamptz '2024-01-01 00:00:00+00' + (n * {c}) * interval '1 second'"),
+    ("bigint", "n * {c}::bigint"),
+)
+
+
+def wide(rows):
+    """A table of 100 columns: a key, a counter and 98 of mixed types."""
+    columns = [WIDE_TYPES[c % len(WIDE_TYPES)] for c in range(3, 101)]
+
+    def build(conn):
+        definitions = ", ".join(f"column_{c} {kind}" for c, (kind, _) in enumerate(columns, 3))
+        values = ", ".join(value.format(c=c) for c, (_, value) in enumerate(columns, 3))
+        conn.execute(f"CREATE TABLE wide (id int PRIMARY KEY, counter int NOT NULL, {definitions})")
+        conn.execute(f"INSERT INTO wide SELECT n, 0, {values} FROM generate_series(1, {rows}) AS n")
+
+    return State("wide", ("wide",), build)
+
+
+def pgbench(cluster, scale):
+    """pgbench's own schema."""
+
+    def build(conn):
+        cluster.run([cluster.bin("pgbench"), "-i", "-I", "dtgp", "-q", "-s", scale, conn.info.dbname])
+
+    tables = ("pgbench_accounts", "pgbench_branches", "pgbench_tellers", "pgbench_history")
+    return State("pgbench", tables, build)

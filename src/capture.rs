@@ -1,0 +1,321 @@
+//! From a changed row to its event: which columns changed, the row's image, its key, and what the policy makes of it.
+
+use std::cell::Cell;
+
+use audit_core::canonical::{Operation, Origin, Status};
+use audit_core::checksum;
+use audit_core::error::Error as CoreError;
+use audit_core::jsonb::{KeyBlock, Writer};
+use pgrx::pg_sys::Datum;
+
+use crate::error::Error;
+use crate::layouts::{Column, Layout};
+use crate::pg::encode::text_of;
+use crate::pg::relation::Row;
+use crate::pg::{compare, env, session};
+use crate::transaction::{self, Event, Image};
+use crate::{gucs, suspension};
+
+const MASK: &[u8] = b"***";
+/// Memory kept between rows.
+const KEEP_BYTES: usize = 256 * 1024;
+
+/// Buffers for one row. A row captured while another is being written (an output function that changes an audited table)
+/// has its own.
+#[derive(Default)]
+struct Scratch {
+    image: Writer,
+    old_values: Writer,
+    details: Writer,
+    changed: Vec<u16>,
+    key: Vec<u8>,
+    old_key: Vec<u8>,
+}
+
+thread_local! {
+    static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
+}
+
+impl Scratch {
+    fn take() -> Box<Scratch> {
+        SCRATCH.take().unwrap_or_default()
+    }
+
+    fn give_back(mut self: Box<Self>) {
+        self.image.shrink(KEEP_BYTES);
+        self.old_values.shrink(KEEP_BYTES);
+        self.details.shrink(KEEP_BYTES);
+        SCRATCH.set(Some(self));
+    }
+}
+
+/// A row version to record.
+pub struct Change<'a> {
+    pub operation: Operation,
+    pub origin: Origin,
+    pub command: u32,
+    /// The row after INSERT, UPDATE and SNAPSHOT, before DELETE.
+    pub row: Row<'a>,
+    /// The row before UPDATE.
+    pub old: Option<Row<'a>>,
+}
+
+/// Records a row's change.
+pub fn row(layout: &Layout, change: &Change) -> Result<(), Error> {
+    let present = transaction::begin_event(change.origin)?;
+    let missing = layout.policy.required.missing_from(present);
+    if !missing.is_empty() && change.operation != Operation::Snapshot {
+        return Err(Error::MissingContext { table: layout.resource_text(), keys: missing.names() });
+    }
+    suspension::record()?;
+    let mut scratch = Scratch::take();
+    let recorded = write(layout, change, &mut scratch);
+    scratch.give_back();
+    recorded
+}
+
+/// Records that all rows went.
+pub fn truncate(layout: &Layout) -> Result<(), Error> {
+    let present = transaction::begin_event(Origin::Trigger)?;
+    let missing = layout.policy.required.missing_from(present);
+    if !missing.is_empty() {
+        return Err(Error::MissingContext { table: layout.resource_text(), keys: missing.names() });
+    }
+    suspension::record()?;
+    transaction::record(&Event {
+        layout: Some(layout),
+        operation: Operation::Truncate,
+        status: Status::Success,
+        command: session::current_command(),
+        action: None,
+        resource: None,
+        resource_id: None,
+        row_image: None,
+        old_values: None,
+        details: None,
+    })
+}
+
+fn write(layout: &Layout, change: &Change, scratch: &mut Scratch) -> Result<(), Error> {
+    scratch.changed.clear();
+    let mut is_soft_delete = false;
+    if let Some(old) = change.old {
+        for (position, column) in layout.columns.iter().enumerate() {
+            if column.differs(old, change.row) {
+                scratch.changed.push(position as u16);
+            }
+        }
+        if scratch.changed.is_empty() && layout.policy.skip_unchanged {
+            return Ok(());
+        }
+        is_soft_delete = layout.is_soft_delete(old, change.row);
+        if is_soft_delete && !gucs::log_soft_deletes() {
+            return Ok(());
+        }
+    }
+
+    let environment = env::enter(layout.env);
+    let limit = gucs::max_value_bytes();
+    write_image(layout, change.row, limit, scratch)?;
+    let mut has_old_key = false;
+    if let Some(old) = change.old {
+        scratch.old_values.clear();
+        scratch.old_values.begin_object_of(&layout.keys, &scratch.changed)?;
+        for &position in &scratch.changed {
+            layout.columns[usize::from(position)].write(old, limit, &mut scratch.old_values)?;
+        }
+        scratch.old_values.end_object()?;
+        let key_changed = layout.key.iter().flatten().any(|&column| scratch.changed.contains(&(column as u16)));
+        if key_changed {
+            write_key(layout, old, limit, &mut scratch.old_key)?;
+            has_old_key = scratch.old_key != scratch.key;
+        }
+    }
+    drop(environment);
+    let has_details = write_details(is_soft_delete, has_old_key, scratch)?;
+
+    transaction::record(&Event {
+        layout: Some(layout),
+        operation: change.operation,
+        status: Status::Success,
+        command: change.command,
+        action: None,
+        resource: None,
+        resource_id: (!layout.key.is_empty()).then_some(scratch.key.as_slice()),
+        row_image: Some(Image::of(&scratch.image)),
+        old_values: change.old.is_some().then(|| Image::of(&scratch.old_values)),
+        details: has_details.then(|| Image::of(&scratch.details)),
+    })
+}
+
+/// Writes the whole row, and takes its key from what was written.
+fn write_image(layout: &Layout, row: Row, limit: Option<usize>, scratch: &mut Scratch) -> Result<(), Error> {
+    let image = &mut scratch.image;
+    image.clear();
+    image.begin_object(&layout.keys)?;
+    if let [Some(key)] = layout.key.as_slice() {
+        for (position, column) in layout.columns.iter().enumerate() {
+            if position == *key {
+                let mark = image.mark();
+                column.write(row, limit, image)?;
+                scratch.key.clear();
+                put_scalar_text(image.value_text(&mark), &mut scratch.key)?;
+            } else {
+                column.write(row, limit, image)?;
+            }
+        }
+    } else {
+        for column in &layout.columns {
+            column.write(row, limit, image)?;
+        }
+        write_key(layout, row, limit, &mut scratch.key)?;
+    }
+    scratch.image.end_object()?;
+    Ok(())
+}
+
+/// The key as `resource_id` holds it: a single value as text, several as the text of their JSON array.
+fn write_key(layout: &Layout, row: Row, limit: Option<usize>, key: &mut Vec<u8>) -> Result<(), Error> {
+    key.clear();
+    let mut array = Writer::new();
+    array.begin_array(layout.key.len())?;
+    let first = array.mark();
+    for column in &layout.key {
+        match column {
+            Some(position) => layout.columns[*position].write(row, limit, &mut array)?,
+            None => array.null()?,
+        }
+    }
+    if layout.key.len() == 1 {
+        return put_scalar_text(array.value_text(&first), key);
+    }
+    array.end_array()?;
+    append(key, array.text())
+}
+
+/// JSON text of a value as `->>` gives it: strings without quotes and escapes, all else as it stands.
+fn put_scalar_text(json: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+    let Some(quoted) = json.strip_prefix(b"\"").and_then(|json| json.strip_suffix(b"\"")) else {
+        return append(out, json);
+    };
+    if !quoted.contains(&b'\\') {
+        return append(out, quoted);
+    }
+    out.try_reserve(quoted.len()).map_err(|_| Error::OutOfMemory)?;
+    let mut rest = quoted;
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        if byte != b'\\' {
+            out.push(byte);
+            continue;
+        }
+        let Some((&escape, after)) = rest.split_first() else { break };
+        rest = after;
+        match escape {
+            b'b' => out.push(8),
+            b'f' => out.push(12),
+            b'n' => out.push(b'\n'),
+            b'r' => out.push(b'\r'),
+            b't' => out.push(b'\t'),
+            b'u' => {
+                // The writer escapes control characters alone this way: \u00xx.
+                let (digits, after) = rest.split_at(rest.len().min(4));
+                let value = std::str::from_utf8(digits).ok().and_then(|hex| u8::from_str_radix(hex, 16).ok());
+                out.extend(value);
+                rest = after;
+            }
+            other => out.push(other),
+        }
+    }
+    Ok(())
+}
+
+fn append(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), Error> {
+    out.try_reserve(bytes.len()).map_err(|_| Error::OutOfMemory)?;
+    out.extend_from_slice(bytes);
+    Ok(())
+}
+
+fn write_details(is_soft_delete: bool, has_old_key: bool, scratch: &mut Scratch) -> Result<bool, Error> {
+    const NAMES: [&[u8]; 2] = [b"soft_delete", b"old_resource_id"];
+    let names = match (is_soft_delete, has_old_key) {
+        (false, false) => return Ok(false),
+        (true, false) => &NAMES[..1],
+        (false, true) => &NAMES[1..],
+        (true, true) => &NAMES[..],
+    };
+    // In JSONB's order of keys: the shorter first.
+    let (keys, _) = KeyBlock::new(names)?;
+    let details = &mut scratch.details;
+    details.clear();
+    details.begin_object(&keys)?;
+    if is_soft_delete {
+        details.boolean(true)?;
+    }
+    if has_old_key {
+        details.string(&scratch.old_key)?;
+    }
+    details.end_object()?;
+    Ok(true)
+}
+
+impl Layout {
+    pub fn resource_text(&self) -> String {
+        String::from_utf8_lossy(&self.resource).into_owned()
+    }
+
+    /// Whether the soft-delete column became true, or non-null where it is no boolean.
+    fn is_soft_delete(&self, old: Row, new: Row) -> bool {
+        let Some((index, is_boolean)) = self.soft_delete else { return false };
+        let is_set = |row: Row| {
+            !row.nulls[index] && (!is_boolean || row.values[index].value() as u8 != 0)
+        };
+        is_set(new) && !is_set(old)
+    }
+}
+
+impl Column {
+    fn differs(&self, old: Row, new: Row) -> bool {
+        match (old.nulls[self.index], new.nulls[self.index]) {
+            (true, true) => false,
+            (false, false) => !compare::same(self.shape, old.values[self.index], new.values[self.index]),
+            _ => true,
+        }
+    }
+
+    fn write(&self, row: Row, limit: Option<usize>, out: &mut Writer) -> Result<(), Error> {
+        if row.nulls[self.index] {
+            return Ok(out.null()?);
+        }
+        if self.is_masked {
+            return Ok(out.string(MASK)?);
+        }
+        let value = row.values[self.index];
+        if !self.encoder.may_exceed_jsonb() && limit.is_none() {
+            return Ok(self.encoder.write(value, out)?);
+        }
+        let mark = out.mark();
+        let is_over = |size: usize| limit.is_some_and(|limit| size > limit);
+        let written = if self.encoder.text_size(value).is_some_and(is_over) {
+            Err(CoreError::TooLarge)
+        } else {
+            self.encoder.write(value, out)
+        };
+        match written {
+            Ok(()) if !is_over(out.value_text_len(&mark)) => Ok(()),
+            Ok(()) | Err(CoreError::TooLarge | CoreError::NotJsonb(_)) => {
+                out.rollback(&mark);
+                self.write_digest(value, out)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn write_digest(&self, value: Datum, out: &mut Writer) -> Result<(), Error> {
+        let (digest, size) = text_of(self.type_id, &self.encoder, value, |text| {
+            let text = session::to_utf8(text);
+            (checksum::sha256(&text), text.len() as u64)
+        });
+        Ok(out.digest(&digest, size)?)
+    }
+}

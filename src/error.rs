@@ -1,0 +1,184 @@
+//! Every error that this extension raises by itself: SQLSTATE, message, detail and hint in one place.
+
+use std::fmt;
+
+use audit_core::context::ContextError;
+use pgrx::pg_sys::errcodes::PgSqlErrorCode::{self, *};
+
+#[derive(Debug)]
+pub enum Error {
+    /// 53200
+    OutOfMemory,
+    /// 54000: not even digests fit.
+    RowTooLarge { table: String },
+    /// 54000
+    TooManyEvents,
+    /// 55000
+    LogMissing { table: String },
+    /// 55000
+    LogAltered { table: String, detail: String },
+    /// 55000
+    LogPartitionMissing { table: String },
+    /// 55000
+    VersionMismatch { extension: String },
+    /// 55000
+    NotInstalled,
+    /// 55000
+    NoPolicy { table: String },
+    /// 55000
+    MissingContext { table: String, keys: String },
+    /// 55000
+    AppendOnly { table: String },
+    /// 55000
+    AfterCommit,
+    /// 39P01
+    NotATrigger,
+    /// 39P01
+    WrongTrigger,
+    /// 39P03
+    NotAnEventTrigger,
+    /// 42809
+    NotAuditable { table: String, what: &'static str, hint: &'static str },
+    /// 42P01
+    NoSuchTable { oid: u32 },
+    /// 55000
+    NotEnabled { table: String },
+    /// 55000
+    Inherited { table: String, root: String },
+    /// 42703
+    NoSuchColumn { table: String, column: String },
+    /// 22023
+    InvalidOption { message: String, hint: &'static str },
+    /// 0A000
+    ModeNotAvailable { mode: String },
+    /// 22004
+    NullArgument { argument: &'static str },
+    /// 22023
+    Context(ContextError),
+    /// XX000: a bug of ours.
+    Internal(&'static str),
+}
+
+impl Error {
+    pub fn sqlstate(&self) -> PgSqlErrorCode {
+        match self {
+            Error::OutOfMemory => ERRCODE_OUT_OF_MEMORY,
+            Error::RowTooLarge { .. } | Error::TooManyEvents => ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            Error::LogMissing { .. }
+            | Error::LogAltered { .. }
+            | Error::LogPartitionMissing { .. }
+            | Error::VersionMismatch { .. }
+            | Error::NotInstalled
+            | Error::NoPolicy { .. }
+            | Error::MissingContext { .. }
+            | Error::AppendOnly { .. }
+            | Error::AfterCommit
+            | Error::NotEnabled { .. }
+            | Error::Inherited { .. } => ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            Error::NotATrigger | Error::WrongTrigger => ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+            Error::NotAnEventTrigger => ERRCODE_E_R_I_E_EVENT_TRIGGER_PROTOCOL_VIOLATED,
+            Error::NotAuditable { .. } => ERRCODE_WRONG_OBJECT_TYPE,
+            Error::NoSuchTable { .. } => ERRCODE_UNDEFINED_TABLE,
+            Error::NoSuchColumn { .. } => ERRCODE_UNDEFINED_COLUMN,
+            Error::InvalidOption { .. } | Error::Context(_) => ERRCODE_INVALID_PARAMETER_VALUE,
+            Error::ModeNotAvailable { .. } => ERRCODE_FEATURE_NOT_SUPPORTED,
+            Error::NullArgument { .. } => ERRCODE_NULL_VALUE_NOT_ALLOWED,
+            Error::Internal(_) => ERRCODE_INTERNAL_ERROR,
+        }
+    }
+
+    pub fn detail(&self) -> Option<String> {
+        Some(match self {
+            Error::OutOfMemory => "The audit record of the change could not be built, so the change is refused.".into(),
+            Error::RowTooLarge { .. } => {
+                "JSONB holds at most 256 MB, and the row does not fit even with its large values replaced by digests."
+                    .into()
+            }
+            Error::LogAltered { detail, .. } => detail.clone(),
+            Error::LogMissing { .. } | Error::LogPartitionMissing { .. } => {
+                "The record of the change has nowhere to go, so the change is refused.".into()
+            }
+            Error::VersionMismatch { extension } => format!(
+                "The library is version {}, the extension in this database is version {extension}.",
+                crate::pg::session::VERSION
+            ),
+            Error::MissingContext { keys, .. } => format!("Not set: {keys}."),
+            Error::Context(error) => error.detail.clone(),
+            _ => return None,
+        })
+    }
+
+    pub fn hint(&self) -> Option<String> {
+        let text = match self {
+            Error::OutOfMemory => "Give the server more memory, or set audit.max_value_bytes to record large values as digests.",
+            Error::RowTooLarge { .. } => "Set audit.max_value_bytes, or leave columns out with exclude_columns.",
+            Error::TooManyEvents => "Change fewer rows in one transaction.",
+            Error::LogMissing { .. } | Error::LogAltered { .. } => {
+                "Restore the table as CREATE EXTENSION audit_ext made it. A superuser can let changes pass unrecorded meanwhile with audit.enabled = off."
+            }
+            Error::LogPartitionMissing { .. } => {
+                "Create a default partition: CREATE TABLE … PARTITION OF … DEFAULT."
+            }
+            Error::VersionMismatch { .. } => "Run ALTER EXTENSION audit_ext UPDATE, and reconnect.",
+            Error::NotInstalled => "Run CREATE EXTENSION audit_ext.",
+            Error::NoPolicy { .. } => "Drop the trigger and call audit.enable for the table.",
+            Error::MissingContext { .. } => "Call audit.set_context in the transaction, before the change.",
+            Error::AppendOnly { .. } => "Records are never changed or removed.",
+            Error::NotAuditable { hint, .. } => hint,
+            Error::NotEnabled { .. } => "audit.policy lists the audited tables.",
+            Error::Inherited { .. } => "Call audit.disable for the table it follows.",
+            Error::InvalidOption { hint, .. } => hint,
+            Error::ModeNotAvailable { .. } => "Use mode 'sync'.",
+            Error::Context(error) => error.hint,
+            Error::NotATrigger | Error::WrongTrigger | Error::NoSuchColumn { .. } | Error::AfterCommit
+            | Error::NotAnEventTrigger | Error::NoSuchTable { .. } | Error::NullArgument { .. }
+            | Error::Internal(_) => return None,
+        };
+        Some(text.into())
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Error::OutOfMemory => write!(f, "out of memory"),
+            Error::RowTooLarge { table } => write!(f, "row of table {table} is too large to be recorded"),
+            Error::TooManyEvents => write!(f, "too many audit events in one transaction"),
+            Error::LogMissing { table } => write!(f, "audit log table {table} is missing"),
+            Error::LogAltered { table, .. } => write!(f, "audit log table {table} was altered"),
+            Error::LogPartitionMissing { table } => write!(f, "audit log table {table} has no partition for the record"),
+            Error::VersionMismatch { .. } => write!(f, "library and extension audit_ext differ in version"),
+            Error::NotInstalled => write!(f, "extension audit_ext is not installed in this database"),
+            Error::NoPolicy { table } => write!(f, "table {table} has an audit trigger but no audit policy"),
+            Error::MissingContext { table, .. } => write!(f, "changes of table {table} require an audit context"),
+            Error::AppendOnly { table } => write!(f, "{table} is append-only"),
+            Error::AfterCommit => write!(f, "audited change after the transaction's audit record was closed"),
+            Error::NotATrigger => write!(f, "the function was not called as a trigger"),
+            Error::WrongTrigger => {
+                write!(f, "audit.capture must be an AFTER trigger, FOR EACH ROW but for TRUNCATE and end of statement")
+            }
+            Error::NotAnEventTrigger => write!(f, "the function was not called as an event trigger"),
+            Error::NotAuditable { table, what, .. } => write!(f, "cannot audit {table}: it is {what}"),
+            Error::NoSuchTable { oid } => write!(f, "relation with OID {oid} does not exist"),
+            Error::NotEnabled { table } => write!(f, "table {table} is not audited"),
+            Error::Inherited { table, root } => write!(f, "table {table} is audited because {root} is"),
+            Error::NoSuchColumn { table, column } => write!(f, "column \"{column}\" of table {table} does not exist"),
+            Error::InvalidOption { message, .. } => write!(f, "{message}"),
+            Error::ModeNotAvailable { mode } => write!(f, "audit mode \"{mode}\" is not available"),
+            Error::NullArgument { argument } => write!(f, "argument \"{argument}\" must not be null"),
+            Error::Context(error) => write!(f, "{}", error.message),
+            Error::Internal(what) => write!(f, "audit_ext: {what}"),
+        }
+    }
+}
+
+impl From<audit_core::error::Error> for Error {
+    fn from(error: audit_core::error::Error) -> Self {
+        match error {
+            audit_core::error::Error::OutOfMemory => Error::OutOfMemory,
+            audit_core::error::Error::TooLarge => Error::RowTooLarge { table: String::new() },
+            audit_core::error::Error::NotJsonb(_) => Error::Internal("value that JSONB cannot hold"),
+            audit_core::error::Error::InvalidJson => Error::Internal("text that is no JSON"),
+        }
+    }
+}

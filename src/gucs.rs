@@ -1,0 +1,65 @@
+//! The settings: name, static, definition, accessor. Those of the context are in `context.rs`.
+
+use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
+
+static ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
+static LOG_STATEMENT: GucSetting<bool> = GucSetting::<bool>::new(false);
+static LOG_SOFT_DELETES: GucSetting<bool> = GucSetting::<bool>::new(true);
+static MAX_VALUE_BYTES: GucSetting<i32> = GucSetting::<i32>::new(0);
+
+pub fn init() {
+    GucRegistry::define_bool_guc(
+        c"audit.enabled",
+        c"Records changes of audited tables.",
+        c"Off, changes go unrecorded; the time and number of them are recorded with the session's next changeset.",
+        &ENABLED,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    // Off: statements repeat what the row images hold, may hold values that a policy masks, and doubled the log in the
+    // trails that store them.
+    GucRegistry::define_bool_guc(
+        c"audit.log_statement",
+        c"Stores the text of the client's statement with each changeset.",
+        c"The text is stored as it was sent, with its constants, whatever the policy masks.",
+        &LOG_STATEMENT,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
+        c"audit.log_soft_deletes",
+        c"Records the UPDATEs that set a table's soft-delete column.",
+        c"",
+        &LOG_SOFT_DELETES,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    // 0: a record that lacks a value proves less. Only what JSONB cannot hold is left out.
+    GucRegistry::define_int_guc(
+        c"audit.max_value_bytes",
+        c"Values whose JSON text is longer are recorded as SHA-256 and length; 0 means only values that JSONB cannot hold.",
+        c"",
+        &MAX_VALUE_BYTES,
+        0,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::UNIT_BYTE,
+    );
+}
+
+pub fn enabled() -> bool {
+    ENABLED.get()
+}
+
+pub fn log_statement() -> bool {
+    LOG_STATEMENT.get()
+}
+
+pub fn log_soft_deletes() -> bool {
+    LOG_SOFT_DELETES.get()
+}
+
+/// Bytes of JSON text, or `None` without a limit.
+pub fn max_value_bytes() -> Option<usize> {
+    usize::try_from(MAX_VALUE_BYTES.get()).ok().filter(|&limit| limit > 0)
+}

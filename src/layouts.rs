@@ -1,0 +1,288 @@
+//! Layouts: how the rows of each audited table are recorded. Built once per table and version of it from the relation
+//! cache and audit.policy, kept until PostgreSQL says that the table changed.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use audit_core::jsonb::{KeyBlock, Writer};
+use pgrx::pg_sys::Oid;
+
+use crate::context::Keys;
+use crate::error::Error;
+use crate::pg::catalog::{self, Row, Snapshot, Source};
+use crate::pg::compare::Shape;
+use crate::pg::encode::Encoder;
+use crate::pg::env::Env;
+use crate::pg::heap::{self, Value};
+use crate::pg::relation::{ColumnDescription, Description, LayoutMemory, Relation, partition_ancestors};
+use crate::pg::session;
+use crate::transaction;
+
+/// How a table's rows are recorded.
+pub struct Layout {
+    pub relation_id: i32,
+    pub schema: Vec<u8>,
+    pub table: Vec<u8>,
+    pub resource: Vec<u8>,
+    pub is_heap: bool,
+    /// The trigger that records; others on the same function stand by.
+    pub trigger: Option<Oid>,
+    pub keys: KeyBlock,
+    /// Recorded columns, in the order of their keys.
+    pub columns: Vec<Column>,
+    /// Positions of the key columns among `columns`, in key order; `None` where the key column is not recorded.
+    pub key: Vec<Option<usize>>,
+    pub env: Env,
+    pub policy: Policy,
+    /// Position of the soft-delete column among all attributes, and whether it is a boolean.
+    pub soft_delete: Option<(usize, bool)>,
+    stale: Cell<bool>,
+    _memory: LayoutMemory,
+}
+
+pub struct Column {
+    /// Position in the tuple.
+    pub index: usize,
+    pub type_id: Oid,
+    pub shape: Shape,
+    pub encoder: Encoder,
+    pub is_masked: bool,
+    pub is_virtual: bool,
+}
+
+/// The row of audit.policy.
+#[derive(Default)]
+pub struct Policy {
+    pub excluded: Vec<Vec<u8>>,
+    pub masked: Vec<Vec<u8>>,
+    pub soft_delete_column: Option<Vec<u8>>,
+    pub required: Keys,
+    pub skip_unchanged: bool,
+}
+
+/// Columns of audit.policy, counted from 1 as in sql/10_tables.sql.
+mod policy_column {
+    pub const TARGET: i16 = 1;
+    pub const EXCLUDE_COLUMNS: usize = 5;
+    pub const MASK_COLUMNS: usize = 6;
+    pub const SOFT_DELETE_COLUMN: usize = 7;
+    pub const REQUIRE_CONTEXT: usize = 8;
+    pub const SKIP_UNCHANGED: usize = 9;
+}
+
+/// Columns of audit.relation.
+mod relation_column {
+    pub const ID: usize = 1;
+    pub const RELID: i16 = 2;
+    pub const SCHEMA_NAME: usize = 3;
+    pub const TABLE_NAME: usize = 4;
+    pub const RESOURCE: usize = 5;
+    pub const ROOT_SCHEMA: usize = 6;
+    pub const ROOT_TABLE: usize = 7;
+    pub const COLUMNS: usize = 8;
+    pub const KEY_COLUMNS: usize = 9;
+}
+
+type Cache = HashMap<u32, Rc<Layout>>;
+
+thread_local! {
+    static CACHE: RefCell<Cache> = RefCell::new(HashMap::new());
+    static LAST: RefCell<Option<(u32, Rc<Layout>)>> = const { RefCell::new(None) };
+}
+
+/// The table's layout.
+pub fn get(relation: Relation, capture: Oid) -> Result<Rc<Layout>, Error> {
+    let oid = relation.oid().to_u32();
+    let last = LAST.with_borrow(|last| match last {
+        Some((last_oid, layout)) if *last_oid == oid && !layout.stale.get() => Some(layout.clone()),
+        _ => None,
+    });
+    if let Some(layout) = last {
+        return Ok(layout);
+    }
+    let cached = CACHE.with_borrow(|cache| cache.get(&oid).filter(|layout| !layout.stale.get()).cloned());
+    let layout = match cached {
+        Some(layout) => layout,
+        None => {
+            let layout = Rc::new(build(relation, capture)?);
+            CACHE.with_borrow_mut(|cache| cache.insert(oid, layout.clone()));
+            layout
+        }
+    };
+    LAST.with_borrow_mut(|last| *last = Some((oid, layout.clone())));
+    Ok(layout)
+}
+
+/// PostgreSQL's word that a relation (or, with `None`, any) may have changed.
+pub fn invalidate(relation: Option<Oid>) {
+    CACHE.with(|cache| {
+        // Borrowed only between calls into PostgreSQL, so it is free here.
+        let Ok(cache) = cache.try_borrow() else { return };
+        match relation {
+            Some(oid) => {
+                if let Some(layout) = cache.get(&oid.to_u32()) {
+                    layout.stale.set(true);
+                }
+            }
+            None => cache.values().for_each(|layout| layout.stale.set(true)),
+        }
+    });
+}
+
+fn build(relation: Relation, capture: Oid) -> Result<Layout, Error> {
+    let description = relation.describe(capture);
+    let policy = policy_for(&description)?;
+    let memory = LayoutMemory::new();
+
+    let recorded: Vec<&ColumnDescription> =
+        description.columns.iter().filter(|column| !policy.excluded.contains(&column.name)).collect();
+    let names: Vec<&[u8]> = recorded.iter().map(|column| column.name.as_slice()).collect();
+    let (keys, order) = KeyBlock::new(&names)?;
+    let mut env = Env::Free;
+    let columns: Vec<Column> = order
+        .into_iter()
+        .map(|position| {
+            let column = recorded[position];
+            let (encoder, needs) = memory.encoder(column.type_id);
+            env = env.max(needs);
+            Column {
+                index: column.index,
+                type_id: column.type_id,
+                shape: column.shape,
+                encoder,
+                is_masked: policy.masked.contains(&column.name),
+                is_virtual: column.is_virtual,
+            }
+        })
+        .collect();
+    let key =
+        description.key.iter().map(|index| columns.iter().position(|column| column.index == *index)).collect();
+    let soft_delete = policy.soft_delete_column.as_ref().and_then(|name| {
+        let column = description.columns.iter().find(|column| column.name == *name)?;
+        Some((column.index, column.type_id == pgrx::pg_sys::BOOLOID))
+    });
+
+    Ok(Layout {
+        relation_id: relation_id(&description)?,
+        schema: description.schema,
+        table: description.table,
+        resource: description.resource,
+        is_heap: description.is_heap,
+        trigger: description.row_trigger,
+        keys,
+        columns,
+        key,
+        env,
+        policy,
+        soft_delete,
+        stale: Cell::new(false),
+        _memory: memory,
+    })
+}
+
+/// The table's policy; a partition that the event trigger has not seen yet follows its nearest audited ancestor.
+fn policy_for(description: &Description) -> Result<Policy, Error> {
+    let missing = |table: &str| Error::LogMissing { table: table.into() };
+    let table = catalog::relation_oid(c"policy").ok_or_else(|| missing("policy"))?;
+    let index = catalog::relation_oid(c"policy_pkey").ok_or_else(|| missing("policy"))?;
+    let mut candidates = vec![description.oid];
+    if description.root.is_some() {
+        candidates.extend(partition_ancestors(description.oid));
+    }
+    for target in candidates {
+        let mut policy = None;
+        let source = Source { table, index, column: policy_column::TARGET, snapshot: Snapshot::Own };
+        catalog::scan(source, target, |row| policy = Some(Policy::from_row(row)));
+        if let Some(policy) = policy {
+            return Ok(policy);
+        }
+    }
+    Err(Error::NoPolicy { table: String::from_utf8_lossy(&description.resource).into_owned() })
+}
+
+impl Policy {
+    fn from_row(row: &Row) -> Self {
+        Policy {
+            excluded: row.texts(policy_column::EXCLUDE_COLUMNS),
+            masked: row.texts(policy_column::MASK_COLUMNS),
+            soft_delete_column: row.bytes(policy_column::SOFT_DELETE_COLUMN),
+            required: Keys::of(&row.texts(policy_column::REQUIRE_CONTEXT)),
+            skip_unchanged: row.boolean(policy_column::SKIP_UNCHANGED).unwrap_or(false),
+        }
+    }
+}
+
+/// The id of this layout in audit.relation, where it is written first if it is new.
+///
+/// Two sessions that meet a new layout at the same time both write it; either row says the same.
+fn relation_id(description: &Description) -> Result<i32, Error> {
+    let missing = || Error::LogMissing { table: "relation".into() };
+    let table = catalog::relation_oid(c"relation").ok_or_else(missing)?;
+    let index = catalog::relation_oid(c"relation_relid_idx").ok_or_else(missing)?;
+    let columns = columns_json(description)?;
+    let key_columns: Vec<Vec<u8>> = description
+        .key
+        .iter()
+        .filter_map(|index| description.columns.iter().find(|column| column.index == *index))
+        .map(|column| column.name.clone())
+        .collect();
+    let (root_schema, root_table) = description.root.clone().unzip();
+
+    let mut found = None;
+    let source = Source { table, index, column: relation_column::RELID, snapshot: Snapshot::Own };
+    catalog::scan(source, description.oid, |row| {
+        let same = row.bytes(relation_column::SCHEMA_NAME).as_ref() == Some(&description.schema)
+            && row.bytes(relation_column::TABLE_NAME).as_ref() == Some(&description.table)
+            && row.bytes(relation_column::RESOURCE).as_ref() == Some(&description.resource)
+            && row.bytes(relation_column::ROOT_SCHEMA) == root_schema
+            && row.bytes(relation_column::ROOT_TABLE) == root_table
+            && row.texts(relation_column::KEY_COLUMNS) == key_columns
+            && row.bytes(relation_column::COLUMNS).as_deref() == Some(columns.jsonb());
+        if same {
+            found = found.max(row.int4(relation_column::ID));
+        }
+    });
+    if let Some(id) = found {
+        return Ok(id);
+    }
+
+    let sequence = catalog::relation_oid(c"relation_id_seq").ok_or_else(missing)?;
+    let id = i32::try_from(heap::next_value(sequence)).map_err(|_| Error::Internal("audit.relation is full"))?;
+    heap::insert(
+        table,
+        &[
+            Value::Int4(id),
+            Value::Oid(description.oid),
+            Value::Varlena(&description.schema),
+            Value::Varlena(&description.table),
+            Value::Varlena(&description.resource),
+            root_schema.as_deref().map_or(Value::Null, Value::Varlena),
+            root_table.as_deref().map_or(Value::Null, Value::Varlena),
+            Value::Varlena(columns.jsonb()),
+            if key_columns.is_empty() { Value::Null } else { Value::TextArray(&key_columns) },
+            Value::Int8(session::clock()),
+        ],
+    );
+    transaction::wrote_cached_row();
+    Ok(id)
+}
+
+fn columns_json(description: &Description) -> Result<Writer, Error> {
+    let (keys, order) = KeyBlock::new(&[b"attnum", b"name", b"type"])?;
+    let mut json = Writer::new();
+    json.begin_array(description.columns.len())?;
+    for column in &description.columns {
+        json.begin_object(&keys)?;
+        for &key in &order {
+            match key {
+                0 => json.integer(column.index as i64 + 1)?,
+                1 => json.string(&column.name)?,
+                _ => json.string(&column.type_name)?,
+            }
+        }
+        json.end_object()?;
+    }
+    json.end_array()?;
+    Ok(json)
+}

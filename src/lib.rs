@@ -1,0 +1,34 @@
+//! Audit trail for PostgreSQL tables: each change writes its record in its own transaction.
+//!
+//! Imports go one way: `trigger` → `capture` → `transaction` → `store`. Formats and checksums are in the pure crate
+//! `audit_core`; everything that touches PostgreSQL's memory is in `pg`, the only place for `unsafe`.
+#![deny(unsafe_code)]
+
+mod api;
+mod capture;
+mod context;
+mod datetime;
+mod ddl;
+mod error;
+mod gucs;
+mod layouts;
+mod ledger;
+mod pg;
+mod policies;
+mod store;
+mod suspension;
+mod transaction;
+mod trigger;
+
+pgrx::pg_module_magic!(name, version);
+
+pgrx::extension_sql_file!("../sql/10_tables.sql", name = "tables", bootstrap);
+pgrx::extension_sql_file!("../sql/20_functions.sql", name = "functions", finalize);
+
+#[allow(non_snake_case)]
+#[pgrx::pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    gucs::init();
+    pg::guc::init();
+    pg::xact::init();
+}

@@ -1,0 +1,256 @@
+//! Look-ups of this extension's own objects and rows, in the way the system catalogs are read: by index, with a snapshot
+//! that sees what is committed and what this transaction wrote, and without SQL, so that a user's statement takes no
+//! predicate locks and plans nothing on their account.
+
+use std::ffi::CStr;
+
+use pgrx::pg_sys;
+
+use super::encode::Varlena;
+
+pub const SCHEMA: &CStr = c"audit";
+pub const EXTENSION: &CStr = c"audit_ext";
+
+/// Oid of a table or index in schema `audit`.
+pub fn relation_oid(name: &CStr) -> Option<pg_sys::Oid> {
+    // SAFETY: catalog look-ups by C string.
+    let oid = unsafe {
+        let schema = pg_sys::get_namespace_oid(SCHEMA.as_ptr(), true);
+        if schema == pg_sys::InvalidOid {
+            return None;
+        }
+        pg_sys::get_relname_relid(name.as_ptr(), schema)
+    };
+    (oid != pg_sys::InvalidOid).then_some(oid)
+}
+
+/// Oid of a type in schema `audit`.
+pub fn type_oid(name: &CStr) -> Option<pg_sys::Oid> {
+    // SAFETY: catalog look-ups by C string.
+    let oid = unsafe {
+        let schema = pg_sys::get_namespace_oid(SCHEMA.as_ptr(), true);
+        pg_sys::GetSysCacheOid(
+            pg_sys::SysCacheIdentifier::TYPENAMENSP as i32,
+            pg_sys::Anum_pg_type_oid as pg_sys::AttrNumber,
+            pg_sys::Datum::from(name.as_ptr()),
+            pg_sys::Datum::from(schema),
+            pg_sys::Datum::from(0usize),
+            pg_sys::Datum::from(0usize),
+        )
+    };
+    (oid != pg_sys::InvalidOid).then_some(oid)
+}
+
+/// Oid of a label of an enum type.
+pub fn enum_label(enum_type: pg_sys::Oid, label: &CStr) -> Option<pg_sys::Oid> {
+    // SAFETY: a catalog look-up by oid and C string.
+    let oid = unsafe {
+        pg_sys::GetSysCacheOid(
+            pg_sys::SysCacheIdentifier::ENUMTYPOIDNAME as i32,
+            pg_sys::Anum_pg_enum_oid as pg_sys::AttrNumber,
+            pg_sys::Datum::from(enum_type),
+            pg_sys::Datum::from(label.as_ptr()),
+            pg_sys::Datum::from(0usize),
+            pg_sys::Datum::from(0usize),
+        )
+    };
+    (oid != pg_sys::InvalidOid).then_some(oid)
+}
+
+/// The extension's version as CREATE or ALTER EXTENSION left it.
+pub fn extension_version() -> Option<Vec<u8>> {
+    // SAFETY: a catalog look-up by C string.
+    let oid = unsafe { pg_sys::get_extension_oid(EXTENSION.as_ptr(), true) };
+    if oid == pg_sys::InvalidOid {
+        return None;
+    }
+    let mut version = None;
+    scan(
+        Source {
+            table: pg_sys::ExtensionRelationId,
+            index: pg_sys::ExtensionOidIndexId.into(),
+            column: pg_sys::Anum_pg_extension_oid as i16,
+            snapshot: Snapshot::Catalog,
+        },
+        oid,
+        |row| version = row.bytes(pg_sys::Anum_pg_extension_extversion as usize),
+    );
+    version
+}
+
+/// Oid of the extension if it is installed, and the role that owns it.
+pub fn extension_owner() -> Option<pg_sys::Oid> {
+    // SAFETY: a catalog look-up by C string.
+    let oid = unsafe { pg_sys::get_extension_oid(EXTENSION.as_ptr(), true) };
+    if oid == pg_sys::InvalidOid {
+        return None;
+    }
+    let mut owner = None;
+    scan(
+        Source {
+            table: pg_sys::ExtensionRelationId,
+            index: pg_sys::ExtensionOidIndexId.into(),
+            column: pg_sys::Anum_pg_extension_oid as i16,
+            snapshot: Snapshot::Catalog,
+        },
+        oid,
+        |row| owner = row.oid(pg_sys::Anum_pg_extension_extowner as usize),
+    );
+    owner
+}
+
+#[derive(Clone, Copy, PartialEq)]
+pub enum Snapshot {
+    Catalog,
+    /// Committed rows and this transaction's own, the current command's included.
+    Own,
+}
+
+/// Where to look: rows of `table` whose `column` (the index's first) equals an oid.
+pub struct Source {
+    pub table: pg_sys::Oid,
+    pub index: pg_sys::Oid,
+    pub column: i16,
+    pub snapshot: Snapshot,
+}
+
+/// A row while the scan stands on it. Columns count from 1.
+pub struct Row<'a> {
+    values: &'a [pg_sys::Datum],
+    nulls: &'a [bool],
+}
+
+impl Row<'_> {
+    fn value(&self, column: usize) -> Option<pg_sys::Datum> {
+        let is_null = self.nulls.get(column - 1).copied().unwrap_or(true);
+        (!is_null).then(|| self.values[column - 1])
+    }
+
+    /// The payload of a text, bytea, jsonb or array column.
+    pub fn bytes(&self, column: usize) -> Option<Vec<u8>> {
+        self.value(column).map(|value| Varlena::of(value).bytes().to_vec())
+    }
+
+    pub fn int4(&self, column: usize) -> Option<i32> {
+        self.value(column).map(|value| value.value() as i32)
+    }
+
+    pub fn oid(&self, column: usize) -> Option<pg_sys::Oid> {
+        self.value(column).map(|value| pg_sys::Oid::from(value.value() as u32))
+    }
+
+    pub fn boolean(&self, column: usize) -> Option<bool> {
+        self.value(column).map(|value| value.value() as u8 != 0)
+    }
+
+    /// The elements of a text[] column, NULLs left out.
+    pub fn texts(&self, column: usize) -> Vec<Vec<u8>> {
+        self.value(column).map_or_else(Vec::new, text_array)
+    }
+}
+
+fn text_array(value: pg_sys::Datum) -> Vec<Vec<u8>> {
+    array_elements(value, pg_sys::TEXTOID).into_iter().map(|element| Varlena::of(element).bytes().to_vec()).collect()
+}
+
+/// The elements of an array of text or inet, NULLs left out.
+pub(super) fn array_elements(value: pg_sys::Datum, element_type: pg_sys::Oid) -> Vec<pg_sys::Datum> {
+    const VARIABLE: i32 = -1;
+    const ALIGN_INT: std::ffi::c_char = b'i' as std::ffi::c_char;
+    // SAFETY: the value is an array of that type, which is of variable length and int alignment; deconstruct_array
+    // allocates what it returns in the current memory context.
+    unsafe {
+        let array = pg_sys::pg_detoast_datum(value.cast_mut_ptr()).cast::<pg_sys::ArrayType>();
+        let (mut values, mut nulls, mut count) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
+        pg_sys::deconstruct_array(
+            array,
+            element_type,
+            VARIABLE,
+            false,
+            ALIGN_INT,
+            &mut values,
+            &mut nulls,
+            &mut count,
+        );
+        (0..count as usize).filter(|&i| !*nulls.add(i)).map(|i| *values.add(i)).collect()
+    }
+}
+
+/// Calls `each` for every row found. `each` only copies; it must not call into PostgreSQL beyond detoasting.
+pub fn scan(source: Source, key: pg_sys::Oid, each: impl FnMut(&Row)) {
+    const BTREE_EQUAL: u16 = 3;
+    let mut scan_key = pg_sys::ScanKeyData::default();
+    // SAFETY: fills the struct; the key compares an oid (or regclass) column by oideq.
+    unsafe {
+        pg_sys::ScanKeyInit(
+            &mut scan_key,
+            source.column,
+            BTREE_EQUAL,
+            pg_sys::Oid::from(pg_sys::F_OIDEQ).to_u32().into(),
+            pg_sys::Datum::from(key),
+        );
+    }
+    run_scan(source.table, Some(source.index), source.snapshot, Some(scan_key), each);
+}
+
+/// Calls `each` for every row of a small table.
+pub fn scan_all(table: pg_sys::Oid, snapshot: Snapshot, each: impl FnMut(&Row)) {
+    run_scan(table, None, snapshot, None, each);
+}
+
+fn run_scan(
+    table: pg_sys::Oid,
+    index: Option<pg_sys::Oid>,
+    snapshot: Snapshot,
+    mut key: Option<pg_sys::ScanKeyData>,
+    mut each: impl FnMut(&Row),
+) {
+    // SAFETY: table and index are opened by oid with a lock, the scan and they are closed again; an ERROR in between
+    // closes them through the resource owner.
+    unsafe {
+        let table = pg_sys::table_open(table, pg_sys::AccessShareLock as i32);
+        let snapshot = match snapshot {
+            Snapshot::Catalog => std::ptr::null_mut(),
+            Snapshot::Own => &raw mut pg_sys::SnapshotSelfData,
+        };
+        let scan = pg_sys::systable_beginscan(
+            table,
+            index.unwrap_or(pg_sys::InvalidOid),
+            index.is_some(),
+            snapshot,
+            i32::from(key.is_some()),
+            key.as_mut().map_or(std::ptr::null_mut(), std::ptr::from_mut),
+        );
+        let count = (*(*table).rd_att).natts as usize;
+        let mut values = vec![pg_sys::Datum::from(0usize); count];
+        let mut nulls = vec![true; count];
+        loop {
+            let tuple = pg_sys::systable_getnext(scan);
+            if tuple.is_null() {
+                break;
+            }
+            pg_sys::heap_deform_tuple(tuple, (*table).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+            each(&Row { values: &values, nulls: &nulls });
+        }
+        pg_sys::systable_endscan(scan);
+        pg_sys::table_close(table, pg_sys::AccessShareLock as i32);
+    }
+}
+
+/// Oid of a function without arguments in schema `audit`.
+pub fn function_oid(name: &CStr) -> Option<pg_sys::Oid> {
+    // SAFETY: catalog look-ups by C string; the argument vector is empty.
+    let oid = unsafe {
+        let schema = pg_sys::get_namespace_oid(SCHEMA.as_ptr(), true);
+        let no_arguments = pg_sys::buildoidvector(std::ptr::null(), 0);
+        pg_sys::GetSysCacheOid(
+            pg_sys::SysCacheIdentifier::PROCNAMEARGSNSP as i32,
+            pg_sys::Anum_pg_proc_oid as pg_sys::AttrNumber,
+            pg_sys::Datum::from(name.as_ptr()),
+            pg_sys::Datum::from(no_arguments),
+            pg_sys::Datum::from(schema),
+            pg_sys::Datum::from(0usize),
+        )
+    };
+    (oid != pg_sys::InvalidOid).then_some(oid)
+}

@@ -1,0 +1,115 @@
+//! The functions that PostgreSQL calls by name: triggers and event triggers. They have no arguments, so that their
+//! declarations in sql/20_functions.sql cannot disagree with them; all others are declared by pgrx.
+
+use pgrx::{pg_guard, pg_sys};
+
+use super::log_table::{self, Definition};
+use super::report;
+use super::trigger::Call;
+use super::tuple::Batch;
+use crate::error::Error;
+use crate::{ddl, store, transaction, trigger};
+
+macro_rules! entry {
+    ($name:ident, $info:ident, $body:ident) => {
+        #[unsafe(no_mangle)]
+        #[doc(hidden)]
+        pub extern "C" fn $info() -> &'static pg_sys::Pg_finfo_record {
+            const V1: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
+            &V1
+        }
+
+        /// # Safety
+        /// Called by PostgreSQL's function manager.
+        #[unsafe(no_mangle)]
+        #[pg_guard]
+        pub unsafe extern "C-unwind" fn $name(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+            // SAFETY: PostgreSQL passed it.
+            report::ok(unsafe { $body(fcinfo) });
+            pg_sys::Datum::from(0usize)
+        }
+    };
+}
+
+entry!(audit_capture, pg_finfo_audit_capture, capture);
+
+unsafe fn capture(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), Error> {
+    // SAFETY: PostgreSQL passed it.
+    trigger::capture(&unsafe { Call::from_fcinfo(fcinfo) }?)
+}
+
+entry!(audit_append_only, pg_finfo_audit_append_only, append_only);
+
+unsafe fn append_only(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), Error> {
+    // SAFETY: PostgreSQL passed it.
+    trigger::refuse_change(unsafe { relation_of_trigger(fcinfo) }?)
+}
+
+entry!(audit_ddl_command_end, pg_finfo_audit_ddl_command_end, ddl_command_end);
+
+unsafe fn ddl_command_end(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), Error> {
+    // SAFETY: PostgreSQL passed it.
+    unsafe { check_event_trigger(fcinfo) }?;
+    ddl::command_end()
+}
+
+entry!(audit_sql_drop, pg_finfo_audit_sql_drop, sql_drop);
+
+unsafe fn sql_drop(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), Error> {
+    // SAFETY: PostgreSQL passed it.
+    unsafe { check_event_trigger(fcinfo) }?;
+    ddl::dropped()
+}
+
+entry!(audit_pending_changesets, pg_finfo_audit_pending_changesets, pending_changesets);
+
+unsafe fn pending_changesets(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), Error> {
+    let mut batch = Batch::default();
+    // Before the state is borrowed: it may write a row.
+    if transaction::has_changesets() {
+        store::era()?;
+    }
+    transaction::for_each_changeset(|changeset| store::put_changeset(changeset, None, &mut batch))?;
+    // SAFETY: PostgreSQL passed it, and the function is declared to return rows of audit.changeset.
+    unsafe { return_rows(fcinfo, &store::CHANGESET, &mut batch) }
+}
+
+/// Returns the batch's tuples as the function's result set.
+unsafe fn return_rows(
+    fcinfo: pg_sys::FunctionCallInfo,
+    definition: &Definition,
+    batch: &mut Batch,
+) -> Result<(), Error> {
+    // SAFETY: InitMaterializedSRF checks the caller's context and makes the tuplestore; the tuples have the columns of
+    // the result's descriptor, which is compared first.
+    unsafe {
+        pg_sys::InitMaterializedSRF(fcinfo, 0);
+        let result = (*fcinfo).resultinfo.cast::<pg_sys::ReturnSetInfo>();
+        log_table::check_columns(definition, (*result).setDesc)?;
+        for mut tuple in batch.heap_tuples(pg_sys::InvalidOid)? {
+            pg_sys::tuplestore_puttuple((*result).setResult, &mut tuple);
+        }
+    }
+    Ok(())
+}
+
+/// Name of the table for a trigger of any kind.
+unsafe fn relation_of_trigger(fcinfo: pg_sys::FunctionCallInfo) -> Result<Vec<u8>, Error> {
+    // SAFETY: fcinfo is valid; the tag is read before the cast; the relation is open while the trigger runs.
+    unsafe {
+        let context = (*fcinfo).context;
+        if context.is_null() || (*context).type_ != pg_sys::NodeTag::T_TriggerData {
+            return Err(Error::NotATrigger);
+        }
+        Ok(super::relation::Relation((*context.cast::<pg_sys::TriggerData>()).tg_relation).resource())
+    }
+}
+
+unsafe fn check_event_trigger(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), Error> {
+    // SAFETY: fcinfo is valid; its context, if any, is a node.
+    let called = unsafe {
+        let context = (*fcinfo).context;
+        !context.is_null() && (*context).type_ == pg_sys::NodeTag::T_EventTriggerData
+    };
+    if called { Ok(()) } else { Err(Error::NotAnEventTrigger) }
+}

@@ -1,0 +1,28 @@
+//! The one home of `unsafe`: everything that touches PostgreSQL's memory, behind functions that plain Rust can call.
+//!
+//! Two rules hold throughout.
+//!
+//! * An ERROR raised by PostgreSQL below one of the `pg_sys` functions arrives as a Rust panic (pgrx guards each
+//!   call), so values with a destructor are released on the way up, and pgrx raises the ERROR again at the entry point.
+//! * No state of ours is borrowed while PostgreSQL runs code that a user may have written (output functions, casts,
+//!   index expressions): such code may change an audited table and so come back here.
+#![allow(unsafe_code)]
+
+pub mod args;
+pub mod catalog;
+pub mod compare;
+pub mod composite;
+pub mod encode;
+pub mod entry;
+pub mod env;
+pub mod guc;
+pub mod heap;
+pub mod log_table;
+pub mod relation;
+pub mod report;
+pub mod session;
+
+pub mod table_triggers;
+pub mod trigger;
+pub mod tuple;
+pub mod xact;

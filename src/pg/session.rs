@@ -1,0 +1,222 @@
+//! Facts of the session and the transaction.
+
+use std::cell::Cell;
+use std::ffi::CStr;
+
+use pgrx::pg_sys;
+
+use super::catalog;
+use crate::error::Error;
+
+/// This library's version: the extension in the database must be of the same.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Who the change is made as: the session's role and the one in effect.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Roles {
+    pub session: pg_sys::Oid,
+    pub effective: pg_sys::Oid,
+}
+
+pub fn roles() -> Roles {
+    // SAFETY: reads of backend variables; a transaction is under way.
+    unsafe { Roles { session: pg_sys::GetSessionUserId(), effective: pg_sys::GetUserId() } }
+}
+
+/// A role's name; its oid as text where it was dropped meanwhile.
+pub fn role_name(role: pg_sys::Oid) -> Vec<u8> {
+    // SAFETY: a catalog look-up that gives null for an unknown role.
+    unsafe {
+        let name = pg_sys::GetUserNameFromId(role, true);
+        if name.is_null() { role.to_u32().to_string().into_bytes() } else { CStr::from_ptr(name).to_bytes().to_vec() }
+    }
+}
+
+pub fn application_name() -> Vec<u8> {
+    // SAFETY: the variable is a C string, or null before it is set.
+    unsafe {
+        let name = pg_sys::application_name;
+        if name.is_null() { Vec::new() } else { CStr::from_ptr(name).to_bytes().to_vec() }
+    }
+}
+
+/// Text of the statement that the client sent.
+pub fn statement() -> Option<Vec<u8>> {
+    // SAFETY: the variable is a C string, or null outside a client's command.
+    unsafe {
+        let text = pg_sys::debug_query_string;
+        (!text.is_null()).then(|| CStr::from_ptr(text).to_bytes().to_vec())
+    }
+}
+
+pub fn backend_pid() -> i32 {
+    // SAFETY: a read of a backend variable.
+    unsafe { pg_sys::MyProcPid }
+}
+
+/// Address and port of the client; `None` over a Unix socket and in background workers.
+pub fn client() -> Option<(std::net::IpAddr, u16)> {
+    const AF_INET: u16 = 2;
+    const AF_INET6: u16 = 10;
+    // SAFETY: the port structure, where there is one, holds the peer's socket address: family, then port and address in
+    // network order, at the offsets that sockaddr_in and sockaddr_in6 have.
+    unsafe {
+        let port = pg_sys::libpq::be::MyProcPort;
+        if port.is_null() {
+            return None;
+        }
+        let address = (&raw const (*port).raddr.addr).cast::<[u8; 28]>().read_unaligned();
+        let number = u16::from_be_bytes([address[2], address[3]]);
+        match u16::from_ne_bytes([address[0], address[1]]) {
+            AF_INET => {
+                let octets: [u8; 4] = address[4..8].try_into().ok()?;
+                Some((octets.into(), number))
+            }
+            AF_INET6 => {
+                let octets: [u8; 16] = address[8..24].try_into().ok()?;
+                Some((octets.into(), number))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The clock, in microseconds since 2000-01-01 as PostgreSQL counts.
+pub fn clock() -> i64 {
+    // SAFETY: reads the clock.
+    unsafe { pg_sys::GetCurrentTimestamp() }
+}
+
+/// PostgreSQL's time in microseconds since the Unix epoch.
+pub fn unix_usecs(timestamp: i64) -> i64 {
+    const USECS_1970_TO_2000: i64 = 946_684_800_000_000;
+    timestamp + USECS_1970_TO_2000
+}
+
+pub fn current_subtransaction() -> u32 {
+    // SAFETY: a read of the transaction state.
+    unsafe { pg_sys::GetCurrentSubTransactionId() }
+}
+
+pub fn current_command() -> u32 {
+    // SAFETY: a read of the transaction state; a write of this command is under way anyway.
+    unsafe { pg_sys::GetCurrentCommandId(true) }
+}
+
+/// The top transaction's id, assigned if need be.
+pub fn transaction_id() -> u64 {
+    // SAFETY: a transaction is under way.
+    unsafe { pg_sys::GetTopFullTransactionId().value }
+}
+
+pub fn wal_position() -> u64 {
+    // SAFETY: reads shared memory.
+    unsafe { pg_sys::GetXLogInsertRecPtr() }
+}
+
+pub fn system_identifier() -> u64 {
+    // SAFETY: reads shared memory.
+    unsafe { pg_sys::GetSystemIdentifier() }
+}
+
+/// The text of an address as inet_out prints it.
+pub fn inet_text(payload: &[u8]) -> Vec<u8> {
+    let value = super::heap::varlena(payload);
+    // SAFETY: the value is an inet in the current memory context.
+    unsafe { CStr::from_ptr(pg_sys::OidOutputFunctionCall(pg_sys::F_INET_OUT.into(), value)).to_bytes().to_vec() }
+}
+
+/// An inet's payload: family, number of bits, address (PostgreSQL, `utils/inet.h`).
+pub fn inet_payload(address: std::net::IpAddr, bits: u8) -> Vec<u8> {
+    const PGSQL_AF_INET: u8 = 2;
+    const PGSQL_AF_INET6: u8 = 3;
+    match address {
+        std::net::IpAddr::V4(v4) => [&[PGSQL_AF_INET, bits][..], &v4.octets()].concat(),
+        std::net::IpAddr::V6(v6) => [&[PGSQL_AF_INET6, bits][..], &v6.octets()].concat(),
+    }
+}
+
+/// Whether text in this database is bytes of no known encoding.
+pub fn is_sql_ascii() -> bool {
+    encoding() == pg_sys::pg_enc::PG_SQL_ASCII as i32
+}
+
+/// Whether text must be converted before it is hashed.
+pub fn needs_conversion() -> bool {
+    let encoding = encoding();
+    encoding != pg_sys::pg_enc::PG_UTF8 as i32 && encoding != pg_sys::pg_enc::PG_SQL_ASCII as i32
+}
+
+fn encoding() -> i32 {
+    thread_local! {
+        static ENCODING: Cell<i32> = const { Cell::new(-1) };
+    }
+    let mut encoding = ENCODING.get();
+    if encoding < 0 {
+        // SAFETY: reads a backend variable, fixed once the session has its database.
+        encoding = unsafe { pg_sys::GetDatabaseEncoding() };
+        ENCODING.set(encoding);
+    }
+    encoding
+}
+
+/// Text of the database in UTF-8.
+pub fn to_utf8(text: &[u8]) -> std::borrow::Cow<'_, [u8]> {
+    if !needs_conversion() {
+        return std::borrow::Cow::Borrowed(text);
+    }
+    // SAFETY: the result is the input itself or a C string in the current memory context.
+    unsafe {
+        let converted = pg_sys::pg_server_to_any(
+            text.as_ptr().cast(),
+            text.len() as i32,
+            pg_sys::pg_enc::PG_UTF8 as i32,
+        );
+        if converted.cast_const().cast() == text.as_ptr() {
+            return std::borrow::Cow::Borrowed(text);
+        }
+        std::borrow::Cow::Owned(CStr::from_ptr(converted).to_bytes().to_vec())
+    }
+}
+
+/// Refuses to write with a library of another version than the extension in the database has.
+pub fn check_version() -> Result<(), Error> {
+    match catalog::extension_version() {
+        Some(version) if version == VERSION.as_bytes() => Ok(()),
+        Some(version) => Err(Error::VersionMismatch { extension: String::from_utf8_lossy(&version).into_owned() }),
+        None => Err(Error::NotInstalled),
+    }
+}
+
+pub fn is_superuser() -> bool {
+    // SAFETY: a catalog look-up.
+    unsafe { pg_sys::superuser() }
+}
+
+/// Acts as the extension's owner until dropped: to create triggers on tables and write policy, whoever the
+/// administrator is who asked. As in a SECURITY DEFINER function, SET ROLE is not possible meanwhile.
+pub struct AsOwner {
+    user: pg_sys::Oid,
+    context: std::ffi::c_int,
+}
+
+impl AsOwner {
+    pub fn begin() -> Result<Self, Error> {
+        let owner = catalog::extension_owner().ok_or(Error::NotInstalled)?;
+        let (mut user, mut context) = (pg_sys::InvalidOid, 0);
+        // SAFETY: fills two locals, then sets the same variables as a SECURITY DEFINER function does; an abort puts back
+        // the outer ones.
+        unsafe {
+            pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
+            pg_sys::SetUserIdAndSecContext(owner, context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32);
+        }
+        Ok(AsOwner { user, context })
+    }
+}
+
+impl Drop for AsOwner {
+    fn drop(&mut self) {
+        // SAFETY: puts back what `begin` found.
+        unsafe { pg_sys::SetUserIdAndSecContext(self.user, self.context) };
+    }
+}

@@ -1,0 +1,149 @@
+//! Puts the audit triggers on tables, through PostgreSQL's own functions rather than CREATE TRIGGER: event triggers of
+//! users do not see it, and nothing depends on the search_path.
+
+use std::ffi::c_char;
+
+use pgrx::pg_sys;
+
+use super::relation::{Opened, Relation, c_string};
+use crate::error::Error;
+
+/// The triggers on an audited table.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// AFTER ROW: captures.
+    Row,
+    /// AFTER STATEMENT: writes what was captured.
+    Statement,
+    Truncate,
+}
+
+impl Wanted {
+    const ALL: [Wanted; 3] = [Wanted::Row, Wanted::Statement, Wanted::Truncate];
+
+    /// Names begin with a character below all letters and digits, so that these fire before any other trigger, and end
+    /// with the oid, so that a partition audited by itself can be attached to an audited table.
+    fn name(self, table: pg_sys::Oid) -> String {
+        let what = match self {
+            Wanted::Row => "row",
+            Wanted::Statement => "statement",
+            Wanted::Truncate => "truncate",
+        };
+        format!("!audit_{what}_{}", table.to_u32())
+    }
+
+    fn events(self) -> u32 {
+        match self {
+            Wanted::Row | Wanted::Statement => {
+                pg_sys::TRIGGER_TYPE_INSERT | pg_sys::TRIGGER_TYPE_UPDATE | pg_sys::TRIGGER_TYPE_DELETE
+            }
+            Wanted::Truncate => pg_sys::TRIGGER_TYPE_TRUNCATE,
+        }
+    }
+
+    fn trigger_type(self) -> i16 {
+        let row = if self == Wanted::Row { pg_sys::TRIGGER_TYPE_ROW } else { 0 };
+        (row | self.events()) as i16
+    }
+}
+
+/// Makes sure that the table has its triggers, each once and ENABLE ALWAYS. Repairs what was disabled or replaced.
+pub fn ensure(table: pg_sys::Oid, function: pg_sys::Oid) -> Result<(), Error> {
+    let open = || {
+        Opened::with_lock(table, pg_sys::ShareRowExclusiveLock).ok_or(Error::NoSuchTable { oid: table.to_u32() })
+    };
+    for wanted in Wanted::ALL {
+        let opened = open()?;
+        let relation = opened.relation();
+        if wanted == Wanted::Truncate && relation.kind() == pg_sys::RELKIND_FOREIGN_TABLE {
+            // PostgreSQL has no TRUNCATE triggers on foreign tables.
+            continue;
+        }
+        let by_clone =
+            wanted == Wanted::Row && relation.recording_triggers(function).iter().any(|(_, is_clone)| *is_clone);
+        let (good, bad): (Vec<_>, Vec<_>) = relation
+            .matching_triggers(function, wanted.trigger_type())
+            .into_iter()
+            .partition(|(_, is_good)| *is_good && !by_clone);
+        drop(opened);
+        for (trigger, _) in good.iter().skip(1).chain(&bad) {
+            remove(*trigger);
+        }
+        if good.is_empty() && !by_clone {
+            create(table, function, wanted);
+        }
+    }
+    Ok(())
+}
+
+/// Removes the audit triggers of a table, but for clones, which go with their parent's.
+pub fn remove_all(table: pg_sys::Oid, function: pg_sys::Oid) {
+    let Some(opened) = Opened::with_lock(table, pg_sys::ShareRowExclusiveLock) else { return };
+    let triggers = opened.relation().own_triggers(function);
+    drop(opened);
+    for trigger in triggers {
+        remove(trigger);
+    }
+}
+
+/// Has all sessions build the table's layout anew.
+pub fn invalidate(table: pg_sys::Oid) {
+    // SAFETY: any oid is allowed.
+    unsafe { pg_sys::CacheInvalidateRelcacheByRelid(table) };
+}
+
+fn remove(trigger: pg_sys::Oid) {
+    // SAFETY: the trigger exists and its table is locked. Through the dependency machinery, so that the clones on
+    // partitions go too.
+    unsafe {
+        let address =
+            pg_sys::ObjectAddress { classId: pg_sys::TriggerRelationId, objectId: trigger, objectSubId: 0 };
+        pg_sys::performDeletion(
+            &address,
+            pg_sys::DropBehavior::DROP_RESTRICT,
+            pg_sys::PERFORM_DELETION_INTERNAL as i32,
+        );
+        pg_sys::CommandCounterIncrement();
+    }
+}
+
+fn create(table: pg_sys::Oid, function: pg_sys::Oid, wanted: Wanted) {
+    let name = c_string(wanted.name(table).as_bytes());
+    // SAFETY: the node is zeroed memory of its own size with its tag; fields left zero mean "none". The function is a
+    // trigger function, the table is locked.
+    unsafe {
+        let statement = pg_sys::palloc0(size_of::<pg_sys::CreateTrigStmt>()).cast::<pg_sys::CreateTrigStmt>();
+        (*statement).type_ = pg_sys::NodeTag::T_CreateTrigStmt;
+        (*statement).trigname = pg_sys::pstrdup(name.as_ptr());
+        (*statement).row = wanted == Wanted::Row;
+        (*statement).timing = pg_sys::TRIGGER_TYPE_AFTER as i16;
+        (*statement).events = wanted.events() as i16;
+        pg_sys::CreateTriggerFiringOn(
+            statement,
+            std::ptr::null(),
+            table,
+            pg_sys::InvalidOid,
+            pg_sys::InvalidOid,
+            pg_sys::InvalidOid,
+            function,
+            pg_sys::InvalidOid,
+            std::ptr::null_mut(),
+            false,
+            false,
+            pg_sys::TRIGGER_FIRES_ALWAYS as c_char,
+        );
+        pg_sys::CommandCounterIncrement();
+    }
+}
+
+impl Relation {
+    /// Triggers of a type on a function, clones left out, and whether each fires always and for everything.
+    fn matching_triggers(self, function: pg_sys::Oid, trigger_type: i16) -> Vec<(pg_sys::Oid, bool)> {
+        self.own_triggers_with(function, |trigger| {
+            let is_good = trigger.tgenabled as u8 == pg_sys::TRIGGER_FIRES_ALWAYS
+                && trigger.tgqual.is_null()
+                && trigger.tgnattr == 0;
+            (trigger.tgtype == trigger_type).then_some((trigger.tgoid, is_good))
+        })
+    }
+}

@@ -1,0 +1,54 @@
+//! PostgreSQL's word on the life of the transaction, its sub-transactions and the relation cache, passed to
+//! `transaction.rs` and the caches. At pre-commit and pre-prepare errors are allowed and abort the transaction; at all
+//! other events nothing that can fail is done.
+
+use std::ffi::c_void;
+
+use pgrx::{pg_guard, pg_sys};
+
+use super::{log_table, report};
+use crate::{layouts, transaction};
+
+/// Registers the callbacks, once per process.
+pub fn init() {
+    // SAFETY: the callbacks are functions of this library, which is never unloaded.
+    unsafe {
+        pg_sys::RegisterXactCallback(Some(at_transaction), std::ptr::null_mut());
+        pg_sys::RegisterSubXactCallback(Some(at_subtransaction), std::ptr::null_mut());
+        pg_sys::CacheRegisterRelcacheCallback(Some(at_relation_change), pg_sys::Datum::from(0usize));
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn at_transaction(event: pg_sys::XactEvent::Type, _argument: *mut c_void) {
+    use pg_sys::XactEvent::*;
+    match event {
+        XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => report::ok(transaction::before_commit()),
+        XACT_EVENT_COMMIT => transaction::ended(transaction::End::Committed),
+        XACT_EVENT_PREPARE => transaction::ended(transaction::End::Prepared),
+        XACT_EVENT_ABORT => transaction::ended(transaction::End::Aborted),
+        _ => {}
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn at_subtransaction(
+    event: pg_sys::SubXactEvent::Type,
+    id: pg_sys::SubTransactionId,
+    parent: pg_sys::SubTransactionId,
+    _argument: *mut c_void,
+) {
+    use pg_sys::SubXactEvent::*;
+    match event {
+        SUBXACT_EVENT_COMMIT_SUB => transaction::subtransaction_committed(id, parent),
+        SUBXACT_EVENT_ABORT_SUB => transaction::subtransaction_aborted(id),
+        _ => {}
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn at_relation_change(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
+    let relation = (relation != pg_sys::InvalidOid).then_some(relation);
+    layouts::invalidate(relation);
+    log_table::invalidate(relation);
+}

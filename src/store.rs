@@ -1,0 +1,272 @@
+//! Lays out records as tuples of the log's tables (sql/10_tables.sql), in their column order.
+
+use std::cell::Cell;
+
+use audit_core::canonical::{self, ChangesetRecord, Operation, Origin, Status};
+use audit_core::checksum;
+use pgrx::pg_sys::{BuiltinOid, Oid};
+
+use crate::context::Key;
+use crate::error::Error;
+use crate::pg::catalog;
+use crate::pg::log_table::{self, ColumnType, Definition};
+use crate::pg::session;
+use crate::pg::tuple::Batch;
+use crate::transaction::{Changeset, Event};
+
+const TIMESTAMPTZ: ColumnType = ColumnType::Core(BuiltinOid::TIMESTAMPTZOID);
+const INT4: ColumnType = ColumnType::Core(BuiltinOid::INT4OID);
+const UUID: ColumnType = ColumnType::Core(BuiltinOid::UUIDOID);
+const BYTEA: ColumnType = ColumnType::Core(BuiltinOid::BYTEAOID);
+const TEXT: ColumnType = ColumnType::Core(BuiltinOid::TEXTOID);
+const JSONB: ColumnType = ColumnType::Core(BuiltinOid::JSONBOID);
+const INET: ColumnType = ColumnType::Core(BuiltinOid::INETOID);
+
+pub static EVENT: Definition = Definition {
+    name: c"event",
+    columns: &[
+        ("occurred_at", TIMESTAMPTZ),
+        ("seq", INT4),
+        ("command", INT4),
+        ("relation_id", INT4),
+        ("operation", ColumnType::Own(c"operation")),
+        ("status", ColumnType::Own(c"status")),
+        ("changeset_id", UUID),
+        ("salt", UUID),
+        ("checksum", BYTEA),
+        ("resource_id", TEXT),
+        ("row_image", JSONB),
+        ("old_values", JSONB),
+        ("details", JSONB),
+        ("action", TEXT),
+        ("resource", TEXT),
+    ],
+};
+
+pub static CHANGESET: Definition = Definition {
+    name: c"changeset",
+    columns: &[
+        ("occurred_at", TIMESTAMPTZ),
+        ("position", ColumnType::Core(BuiltinOid::PG_LSNOID)),
+        ("xid", ColumnType::Core(BuiltinOid::XID8OID)),
+        ("era", INT4),
+        ("event_count", INT4),
+        ("backend_pid", INT4),
+        ("client_port", INT4),
+        ("origin", ColumnType::Own(c"origin")),
+        ("id", UUID),
+        ("salt", UUID),
+        ("events_root", BYTEA),
+        ("checksum", BYTEA),
+        ("user_id", TEXT),
+        ("tenant_id", TEXT),
+        ("request_id", TEXT),
+        ("session_id", TEXT),
+        ("ip_address", INET),
+        ("client_addr", INET),
+        ("user_agent", TEXT),
+        ("reason", TEXT),
+        ("session_role", TEXT),
+        ("effective_role", TEXT),
+        ("application_name", TEXT),
+        ("statement", TEXT),
+        ("context", JSONB),
+    ],
+};
+
+/// An event with all that makes it a record.
+pub struct SealedEvent<'a> {
+    pub event: &'a Event<'a>,
+    pub seq: i32,
+    pub changeset_id: [u8; 16],
+    pub occurred_at: i64,
+    pub salt: [u8; 16],
+    pub checksum: [u8; 32],
+}
+
+/// Oids of the enum labels that events use.
+#[derive(Clone, Copy)]
+pub struct Labels {
+    generation: u64,
+    operations: [Oid; Operation::ALL.len()],
+    statuses: [Oid; Status::ALL.len()],
+}
+
+thread_local! {
+    static LABELS: Cell<Option<Labels>> = const { Cell::new(None) };
+    static ERA: Cell<Option<i32>> = const { Cell::new(None) };
+}
+
+/// The labels' oids, looked up when the log is first used and whenever its tables changed.
+pub fn labels() -> Result<Labels, Error> {
+    let generation = log_table::generation();
+    if let Some(labels) = LABELS.get().filter(|labels| labels.generation == generation) {
+        return Ok(labels);
+    }
+    session::check_version()?;
+    let mut labels = Labels {
+        generation,
+        operations: [Oid::INVALID; Operation::ALL.len()],
+        statuses: [Oid::INVALID; Status::ALL.len()],
+    };
+    for (oid, operation) in labels.operations.iter_mut().zip(Operation::ALL) {
+        *oid = label(c"operation", operation.as_str())?;
+    }
+    for (oid, status) in labels.statuses.iter_mut().zip(Status::ALL) {
+        *oid = label(c"status", status.as_str())?;
+    }
+    LABELS.set(Some(labels));
+    Ok(labels)
+}
+
+fn label(enum_name: &'static std::ffi::CStr, label: &str) -> Result<Oid, Error> {
+    let enum_name_text = || enum_name.to_string_lossy().into_owned();
+    let missing = || Error::LogAltered {
+        table: "event".into(),
+        detail: format!("Enum audit.{} has no label \"{label}\".", enum_name_text()),
+    };
+    let enum_type = catalog::type_oid(enum_name).ok_or_else(missing)?;
+    let label_text = std::ffi::CString::new(label).map_err(|_| missing())?;
+    catalog::enum_label(enum_type, &label_text).ok_or_else(missing)
+}
+
+/// Appends the event's tuple to the batch.
+pub fn put_event(sealed: &SealedEvent, labels: &Labels, batch: &mut Batch) -> Result<(), Error> {
+    let event = sealed.event;
+    let mut tuple = batch.tuple(EVENT.columns.len())?;
+    tuple.i64(sealed.occurred_at)?;
+    tuple.i32(sealed.seq)?;
+    tuple.i32(event.command as i32)?;
+    tuple.i32_or_null(event.layout.map(|layout| layout.relation_id))?;
+    tuple.oid(labels.operations[event.operation as usize])?;
+    tuple.oid(labels.statuses[event.status as usize])?;
+    tuple.uuid(&sealed.changeset_id)?;
+    tuple.uuid(&sealed.salt)?;
+    tuple.varlena(Some(&sealed.checksum))?;
+    tuple.varlena(event.resource_id)?;
+    tuple.varlena(event.row_image.map(|image| image.jsonb))?;
+    tuple.varlena(event.old_values.map(|image| image.jsonb))?;
+    tuple.varlena(event.details.map(|image| image.jsonb))?;
+    tuple.varlena(event.action)?;
+    tuple.varlena(event.resource)?;
+    tuple.finish();
+    Ok(())
+}
+
+/// Writes a changeset, at the end of its transaction.
+pub fn write_changeset(changeset: &Changeset, position: u64) -> Result<(), Error> {
+    let mut batch = Batch::default();
+    let salt = crate::transaction::random_salt()?;
+    put_changeset(changeset, Some((position, salt)), &mut batch)?;
+    log_table::insert(&CHANGESET, changeset.occurred_at, &mut batch)
+}
+
+/// Appends a changeset's tuple. One still pending has no position, salt and checksum.
+pub fn put_changeset(
+    changeset: &Changeset,
+    closing: Option<(u64, [u8; 16])>,
+    batch: &mut Batch,
+) -> Result<(), Error> {
+    let context = &changeset.context;
+    let era = era()?;
+    let xid = session::transaction_id();
+    let ip_address = context.ip_address()?;
+    let client = session::client();
+    let client_addr = client.map(|(address, _)| {
+        session::inet_payload(address, if address.is_ipv4() { 32 } else { 128 })
+    });
+    let client_port = client.map(|(_, port)| i32::from(port));
+    let session_role = session::role_name(changeset.roles.session);
+    let effective_role = session::role_name(changeset.roles.effective);
+    let further = context.further()?;
+    let events_root = changeset.frontier.root();
+    let application_name = Some(changeset.application_name.as_slice()).filter(|name| !name.is_empty());
+
+    let checksum = match closing {
+        None => None,
+        Some((position, salt)) => {
+            let ip_text = ip_address.as_deref().map(session::inet_text);
+            let client_text = client_addr.as_deref().map(session::inet_text);
+            let mut text = Vec::new();
+            canonical::changeset(
+                &ChangesetRecord {
+                    id: changeset.id,
+                    occurred_at_us: session::unix_usecs(changeset.occurred_at),
+                    era,
+                    position: Some(position),
+                    xid,
+                    user_id: context.get(Key::UserId),
+                    tenant_id: context.get(Key::TenantId),
+                    request_id: context.get(Key::RequestId),
+                    session_id: context.get(Key::SessionId),
+                    ip_address: ip_text.as_deref(),
+                    user_agent: context.get(Key::UserAgent),
+                    reason: context.get(Key::Reason),
+                    context: further.as_ref().map(|further| further.text()),
+                    session_role: Some(&session_role),
+                    effective_role: Some(&effective_role),
+                    application_name,
+                    client_addr: client_text.as_deref(),
+                    client_port,
+                    backend_pid: session::backend_pid(),
+                    statement: changeset.statement.as_deref(),
+                    origin: changeset.origin,
+                    event_count: changeset.event_count,
+                    events_root,
+                },
+                &mut text,
+            )?;
+            Some(checksum::salted(&salt, &session::to_utf8(&text)))
+        }
+    };
+
+    let mut tuple = batch.tuple(CHANGESET.columns.len())?;
+    tuple.i64(changeset.occurred_at)?;
+    tuple.i64_or_null(closing.map(|(position, _)| position as i64))?;
+    tuple.i64(xid as i64)?;
+    tuple.i32(era)?;
+    tuple.i32(changeset.event_count)?;
+    tuple.i32(session::backend_pid())?;
+    tuple.i32_or_null(client_port)?;
+    tuple.oid(origin_label(changeset.origin)?)?;
+    tuple.uuid(&changeset.id)?;
+    match closing {
+        Some((_, salt)) => tuple.uuid(&salt)?,
+        None => tuple.null(),
+    }
+    tuple.varlena(Some(&events_root))?;
+    tuple.varlena(checksum.as_ref().map(|checksum| checksum.as_slice()))?;
+    for key in [Key::UserId, Key::TenantId, Key::RequestId, Key::SessionId] {
+        tuple.varlena(context.get(key))?;
+    }
+    tuple.varlena(ip_address.as_deref())?;
+    tuple.varlena(client_addr.as_deref())?;
+    tuple.varlena(context.get(Key::UserAgent))?;
+    tuple.varlena(context.get(Key::Reason))?;
+    tuple.varlena(Some(&session_role))?;
+    tuple.varlena(Some(&effective_role))?;
+    tuple.varlena(application_name)?;
+    tuple.varlena(changeset.statement.as_deref())?;
+    tuple.varlena(further.as_ref().map(|further| further.jsonb()))?;
+    tuple.finish();
+    Ok(())
+}
+
+fn origin_label(origin: Origin) -> Result<Oid, Error> {
+    label(c"origin", origin.as_str())
+}
+
+/// The era that this cluster's records belong to: begun here if the log came from another cluster.
+pub fn era() -> Result<i32, Error> {
+    if let Some(era) = ERA.get() {
+        return Ok(era);
+    }
+    let era = crate::ledger::current_era()?;
+    ERA.set(Some(era));
+    Ok(era)
+}
+
+/// Nothing here can fail.
+pub fn forget_era() {
+    ERA.set(None);
+}

@@ -1,0 +1,429 @@
+//! What this transaction has recorded so far: its changesets, the next sequence number, the events not yet in the log,
+//! and how to go back when a sub-transaction is rolled back.
+//!
+//! Events carry the sub-transaction that captured them, and are inserted only by that same one: inserted by an inner
+//! one they would vanish with it. The changeset rows are written last, before commit or prepare.
+//!
+//! The state is borrowed only between calls into PostgreSQL, never across one that may run a user's code.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use audit_core::canonical::{self, EventRecord, Operation, Origin, Status};
+use audit_core::checksum;
+use audit_core::merkle::Frontier;
+use audit_core::uuid7;
+use rand_chacha::ChaCha12Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+use crate::context::{Context, Keys};
+use crate::error::Error;
+use crate::layouts::{self, Layout};
+use crate::pg::session::{self, Roles};
+use crate::pg::tuple::Batch;
+use crate::pg::{guc, log_table};
+use crate::{gucs, store};
+
+/// Events wait for the end of the statement up to this many bytes, then they are inserted: enough for a few hundred
+/// events in one multi-insert, and small beside what a backend uses anyway.
+const BATCH_BYTES: usize = 256 * 1024;
+/// Memory kept between statements.
+const KEEP_BYTES: usize = 1024 * 1024;
+
+/// A fact to record.
+pub struct Event<'a> {
+    pub layout: Option<&'a Layout>,
+    pub operation: Operation,
+    pub status: Status,
+    pub command: u32,
+    pub action: Option<&'a [u8]>,
+    pub resource: Option<&'a [u8]>,
+    pub resource_id: Option<&'a [u8]>,
+    pub row_image: Option<Image<'a>>,
+    pub old_values: Option<Image<'a>>,
+    pub details: Option<Image<'a>>,
+}
+
+/// A JSONB value and its text.
+#[derive(Clone, Copy)]
+pub struct Image<'a> {
+    pub jsonb: &'a [u8],
+    pub text: &'a [u8],
+}
+
+impl<'a> Image<'a> {
+    pub fn of(writer: &'a audit_core::jsonb::Writer) -> Self {
+        Image { jsonb: writer.jsonb(), text: writer.text() }
+    }
+}
+
+/// The events of this transaction under one context.
+pub struct Changeset {
+    pub id: [u8; 16],
+    /// PostgreSQL's microseconds.
+    pub occurred_at: i64,
+    pub origin: Origin,
+    pub roles: Roles,
+    pub context: Rc<Context>,
+    pub present: Keys,
+    pub application_name: Vec<u8>,
+    pub statement: Option<Vec<u8>>,
+    pub event_count: i32,
+    pub frontier: Frontier,
+}
+
+/// State to return to when a sub-transaction is rolled back.
+struct Savepoint {
+    subtransaction: u32,
+    next_seq: i32,
+    changesets: Vec<(i32, Frontier)>,
+}
+
+/// Events captured in one sub-transaction, of one `occurred_at`, not yet in the log.
+struct Pending {
+    subtransaction: u32,
+    occurred_at: i64,
+    batch: Batch,
+}
+
+#[derive(Default)]
+struct State {
+    changesets: Vec<Changeset>,
+    /// The changeset of the last event, with what must not have changed for it to be the next one's too.
+    current: Option<(usize, u64, Roles, Origin)>,
+    next_seq: i32,
+    savepoints: Vec<Savepoint>,
+    pending: Vec<Pending>,
+    spare: Option<Batch>,
+    /// Sub-transactions that wrote rows which caches rely on.
+    cached_rows: Vec<u32>,
+    is_closed: bool,
+    random: Option<ChaCha12Rng>,
+    canonical: Vec<u8>,
+}
+
+thread_local! {
+    static STATE: RefCell<State> = RefCell::new(State::default());
+}
+
+/// How a transaction ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Committed,
+    Prepared,
+    Aborted,
+}
+
+/// Makes sure that the changeset for the session's context is the current one, and says which keys of the context it has.
+pub fn begin_event(origin: Origin) -> Result<Keys, Error> {
+    let (generation, roles) = (guc::generation(), session::roles());
+    let present = STATE.with_borrow(|state| match state.current {
+        Some((index, ..)) if state.current == Some((index, generation, roles, origin)) => {
+            Some(state.changesets[index].present)
+        }
+        _ => None,
+    });
+    match present {
+        Some(present) => Ok(present),
+        None => change_changeset(generation, roles, origin),
+    }
+}
+
+fn change_changeset(generation: u64, roles: Roles, origin: Origin) -> Result<Keys, Error> {
+    let context = Context::current();
+    let occurred_at = session::clock();
+    let application_name = session::application_name();
+    let statement = if gucs::log_statement() { session::statement() } else { None };
+    let present = context.present();
+    let subtransaction = session::current_subtransaction();
+    STATE.with_borrow_mut(|state| {
+        if state.is_closed {
+            return Err(Error::AfterCommit);
+        }
+        let same = |changeset: &Changeset| {
+            changeset.origin == origin && changeset.roles == roles && *changeset.context == context
+        };
+        let index = match state.changesets.iter().position(same) {
+            Some(index) => index,
+            None => {
+                state.save(subtransaction);
+                let mut random = [0; 10];
+                state.fill_random(&mut random)?;
+                state.changesets.push(Changeset {
+                    id: uuid7::new(session::unix_usecs(occurred_at), random),
+                    occurred_at,
+                    origin,
+                    roles,
+                    context: Rc::new(context),
+                    present,
+                    application_name,
+                    statement,
+                    event_count: 0,
+                    frontier: Frontier::new(),
+                });
+                state.changesets.len() - 1
+            }
+        };
+        state.current = Some((index, generation, roles, origin));
+        Ok(present)
+    })
+}
+
+/// Records a fact in the current changeset. [`begin_event`] comes first.
+pub fn record(event: &Event) -> Result<(), Error> {
+    let subtransaction = session::current_subtransaction();
+    let labels = store::labels()?;
+    let is_full = STATE.with_borrow_mut(|state| state.append(event, subtransaction, &labels))?;
+    if is_full { flush() } else { Ok(()) }
+}
+
+/// Inserts the events that the current sub-transaction captured.
+pub fn flush() -> Result<(), Error> {
+    let subtransaction = session::current_subtransaction();
+    while let Some(mut pending) = STATE.with_borrow_mut(|state| state.take_pending(subtransaction)) {
+        log_table::insert(&store::EVENT, pending.occurred_at, &mut pending.batch)?;
+        pending.batch.clear(KEEP_BYTES);
+        STATE.with_borrow_mut(|state| state.spare = Some(pending.batch));
+    }
+    Ok(())
+}
+
+/// Writes what is left: the last events, and the changesets.
+pub fn before_commit() -> Result<(), Error> {
+    let is_idle = STATE.with_borrow(|state| state.changesets.is_empty() && state.pending.is_empty());
+    if is_idle {
+        return Ok(());
+    }
+    flush()?;
+    let changesets = STATE.with_borrow_mut(|state| {
+        state.is_closed = true;
+        state.current = None;
+        std::mem::take(&mut state.changesets)
+    });
+    let position = session::wal_position();
+    for changeset in changesets.iter().filter(|changeset| changeset.event_count > 0) {
+        store::write_changeset(changeset, position)?;
+    }
+    Ok(())
+}
+
+/// Whether this transaction has recorded anything.
+pub fn has_changesets() -> bool {
+    STATE.with_borrow(|state| !state.changesets.is_empty())
+}
+
+/// Calls `each` with the changesets of this transaction that hold events.
+pub fn for_each_changeset(mut each: impl FnMut(&Changeset) -> Result<(), Error>) -> Result<(), Error> {
+    STATE.with_borrow(|state| {
+        state.changesets.iter().filter(|changeset| changeset.event_count > 0).try_for_each(&mut each)
+    })
+}
+
+/// Notes that the current sub-transaction wrote a row that a cache relies on, to be forgotten if it is rolled back.
+pub fn wrote_cached_row() {
+    let subtransaction = session::current_subtransaction();
+    STATE.with_borrow_mut(|state| {
+        if state.cached_rows.last() != Some(&subtransaction) {
+            state.cached_rows.push(subtransaction);
+        }
+    });
+}
+
+/// Nothing here can fail.
+pub fn ended(end: End) {
+    let forget = STATE.with_borrow_mut(|state| {
+        let forget = end != End::Committed && !state.cached_rows.is_empty();
+        state.changesets.clear();
+        state.current = None;
+        state.next_seq = 0;
+        state.savepoints.clear();
+        state.pending.clear();
+        state.cached_rows.clear();
+        state.is_closed = false;
+        forget
+    });
+    if forget {
+        forget_cached_rows();
+    }
+    crate::suspension::transaction_ended(end);
+}
+
+/// Nothing here can fail.
+pub fn subtransaction_committed(id: u32, parent: u32) {
+    STATE.with_borrow_mut(|state| state.merge(id, parent));
+}
+
+/// Nothing here can fail.
+pub fn subtransaction_aborted(id: u32) {
+    let (forget, next_seq) = STATE.with_borrow_mut(|state| (state.roll_back(id), state.next_seq));
+    if forget {
+        forget_cached_rows();
+    }
+    crate::suspension::rolled_back_to(next_seq);
+}
+
+fn forget_cached_rows() {
+    layouts::invalidate(None);
+    store::forget_era();
+}
+
+/// 16 random bytes.
+pub fn random_salt() -> Result<[u8; 16], Error> {
+    let mut salt = [0; 16];
+    STATE.with_borrow_mut(|state| state.fill_random(&mut salt))?;
+    Ok(salt)
+}
+
+/// The sequence number that the next event gets.
+pub fn next_seq() -> i32 {
+    STATE.with_borrow(|state| state.next_seq)
+}
+
+const TOP_SUBTRANSACTION: u32 = 1;
+
+impl State {
+    /// Remembers what there is, the first time that a sub-transaction changes it.
+    fn save(&mut self, subtransaction: u32) {
+        let is_saved = self.savepoints.last().is_some_and(|savepoint| savepoint.subtransaction == subtransaction);
+        if subtransaction == TOP_SUBTRANSACTION || is_saved {
+            return;
+        }
+        self.savepoints.push(Savepoint {
+            subtransaction,
+            next_seq: self.next_seq,
+            changesets: self
+                .changesets
+                .iter()
+                .map(|changeset| (changeset.event_count, changeset.frontier.clone()))
+                .collect(),
+        });
+    }
+
+    fn append(&mut self, event: &Event, subtransaction: u32, labels: &store::Labels) -> Result<bool, Error> {
+        if self.is_closed {
+            return Err(Error::AfterCommit);
+        }
+        let Some((index, ..)) = self.current else { return Err(Error::Internal("event without a changeset")) };
+        let next_seq = self.next_seq.checked_add(1).ok_or(Error::TooManyEvents)?;
+        self.save(subtransaction);
+        let mut salt = [0; 16];
+        self.fill_random(&mut salt)?;
+
+        let mut canonical = std::mem::take(&mut self.canonical);
+        let changeset = &self.changesets[index];
+        canonical::event(
+            &EventRecord {
+                changeset_id: changeset.id,
+                seq: self.next_seq,
+                command: event.command as i32,
+                occurred_at_us: session::unix_usecs(changeset.occurred_at),
+                schema: event.layout.map(|layout| layout.schema.as_slice()),
+                table: event.layout.map(|layout| layout.table.as_slice()),
+                operation: event.operation,
+                action: event.action,
+                status: event.status,
+                resource: event.resource,
+                resource_id: event.resource_id,
+                row_image: event.row_image.map(|image| image.text),
+                old_values: event.old_values.map(|image| image.text),
+                details: event.details.map(|image| image.text),
+            },
+            &mut canonical,
+        )?;
+        let checksum = checksum::salted(&salt, &session::to_utf8(&canonical));
+        if canonical.capacity() <= KEEP_BYTES {
+            self.canonical = canonical;
+        }
+
+        let sealed = store::SealedEvent {
+            event,
+            seq: self.next_seq,
+            changeset_id: changeset.id,
+            occurred_at: changeset.occurred_at,
+            salt,
+            checksum,
+        };
+        let occurred_at = changeset.occurred_at;
+        let batch = self.batch(subtransaction, occurred_at);
+        store::put_event(&sealed, labels, batch)?;
+        let is_full = batch.bytes() >= BATCH_BYTES;
+
+        let changeset = &mut self.changesets[index];
+        changeset.frontier.push(&checksum);
+        changeset.event_count += 1;
+        self.next_seq = next_seq;
+        Ok(is_full)
+    }
+
+    fn batch(&mut self, subtransaction: u32, occurred_at: i64) -> &mut Batch {
+        let fits = self
+            .pending
+            .last()
+            .is_some_and(|last| last.subtransaction == subtransaction && last.occurred_at == occurred_at);
+        if !fits {
+            let batch = self.spare.take().unwrap_or_default();
+            self.pending.push(Pending { subtransaction, occurred_at, batch });
+        }
+        let last = self.pending.len() - 1;
+        &mut self.pending[last].batch
+    }
+
+    fn take_pending(&mut self, subtransaction: u32) -> Option<Pending> {
+        let from = self.pending.iter().rposition(|pending| pending.subtransaction != subtransaction);
+        let first = from.map_or(0, |position| position + 1);
+        (first < self.pending.len()).then(|| self.pending.remove(first))
+    }
+
+    fn merge(&mut self, id: u32, parent: u32) {
+        for pending in self.pending.iter_mut().rev().take_while(|pending| pending.subtransaction == id) {
+            pending.subtransaction = parent;
+        }
+        for subtransaction in self.cached_rows.iter_mut().rev().take_while(|subtransaction| **subtransaction == id) {
+            *subtransaction = parent;
+        }
+        if self.savepoints.last().is_some_and(|savepoint| savepoint.subtransaction == id) {
+            let below = self.savepoints.len().checked_sub(2).map(|at| self.savepoints[at].subtransaction);
+            if parent == TOP_SUBTRANSACTION || below == Some(parent) {
+                self.savepoints.pop();
+            } else if let Some(savepoint) = self.savepoints.last_mut() {
+                savepoint.subtransaction = parent;
+            }
+        }
+    }
+
+    /// Whether rows that caches rely on went with it.
+    fn roll_back(&mut self, id: u32) -> bool {
+        while self.pending.last().is_some_and(|pending| pending.subtransaction == id) {
+            self.pending.pop();
+        }
+        let mut forget = false;
+        while self.cached_rows.last() == Some(&id) {
+            self.cached_rows.pop();
+            forget = true;
+        }
+        if self.savepoints.last().is_some_and(|savepoint| savepoint.subtransaction == id)
+            && let Some(savepoint) = self.savepoints.pop()
+        {
+            self.next_seq = savepoint.next_seq;
+            self.changesets.truncate(savepoint.changesets.len());
+            for (changeset, (event_count, frontier)) in self.changesets.iter_mut().zip(savepoint.changesets) {
+                changeset.event_count = event_count;
+                changeset.frontier = frontier;
+            }
+            self.current = None;
+        }
+        forget
+    }
+
+    /// Bytes from a generator of this process, seeded by the operating system.
+    fn fill_random(&mut self, bytes: &mut [u8]) -> Result<(), Error> {
+        if self.random.is_none() {
+            let random = ChaCha12Rng::try_from_os_rng().map_err(|_| Error::Internal("no random bytes to be had"))?;
+            self.random = Some(random);
+        }
+        if let Some(random) = &mut self.random {
+            random.fill_bytes(bytes);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,56 @@
+//! The top of the write path: what each trigger call does.
+
+use audit_core::canonical::{Operation, Origin};
+
+use crate::capture::{self, Change};
+use crate::error::Error;
+use crate::layouts;
+use crate::pg::trigger::{Call, Kind};
+use crate::pg::{relation, session};
+use crate::{gucs, suspension, transaction};
+
+/// `audit.capture()`: AFTER ROW, it captures the row; AFTER STATEMENT, it writes what was captured.
+pub fn capture(call: &Call) -> Result<(), Error> {
+    if call.kind() == Kind::Statement {
+        return transaction::flush();
+    }
+    // Before anything that could fail: switched off, changes pass whatever state the log is in.
+    if !gucs::enabled() {
+        suspension::note(call.relation());
+        return Ok(());
+    }
+    let layout = layouts::get(call.relation(), call.function())?;
+    if call.kind() == Kind::Truncate {
+        capture::truncate(&layout)?;
+        return transaction::flush();
+    }
+    if layout.trigger != Some(call.trigger()) {
+        return Ok(());
+    }
+    let (operation, row, old) = match (call.kind(), call.old(), call.new()) {
+        (Kind::Insert, _, Some(new)) => (Operation::Insert, new, None),
+        (Kind::Update, Some(old), Some(new)) => (Operation::Update, new, Some(old)),
+        (Kind::Delete, Some(old), _) => (Operation::Delete, old, None),
+        _ => return Err(Error::WrongTrigger),
+    };
+    let command = call.command(layout.is_heap);
+    capture::row(&layout, &Change { operation, origin: Origin::Trigger, command, row, old })
+}
+
+/// `audit.append_only()`: refuses whatever fired it.
+pub fn refuse_change(table: Vec<u8>) -> Result<(), Error> {
+    Err(Error::AppendOnly { table: String::from_utf8_lossy(&table).into_owned() })
+}
+
+/// Records the rows that are in a table now, in batches.
+pub fn snapshot(table: relation::Relation, function: pgrx::pg_sys::Oid) -> Result<(), Error> {
+    let layout = layouts::get(table, function)?;
+    let command = session::current_command();
+    table.for_each_row(|row| {
+        capture::row(
+            &layout,
+            &Change { operation: Operation::Snapshot, origin: Origin::Snapshot, command, row, old: None },
+        )
+    })?;
+    transaction::flush()
+}
