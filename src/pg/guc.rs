@@ -2,7 +2,7 @@
 //! postgresql.conf, or a placeholder from before the library was loaded.
 
 use std::cell::Cell;
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
 
 use audit_core::context::{self, ContextError};
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, pg_guard, pg_sys};
@@ -144,7 +144,6 @@ unsafe extern "C-unwind" fn check_object(
 
 unsafe extern "C" {
     // utils/guc.h; what a check hook leaves for the error message.
-    static mut GUC_check_errcode_value: c_int;
     static mut GUC_check_errmsg_string: *mut c_char;
     static mut GUC_check_errdetail_string: *mut c_char;
     static mut GUC_check_errhint_string: *mut c_char;
@@ -169,7 +168,7 @@ unsafe fn check(new: *mut *mut c_char, rule: impl Fn(&[u8]) -> Result<(), Contex
     };
     // SAFETY: what the macros GUC_check_errmsg, _errdetail and _errhint do; PostgreSQL reads them next.
     unsafe {
-        GUC_check_errcode_value = pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE as c_int;
+        pg_sys::GUC_check_errcode(pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE as i32);
         GUC_check_errmsg_string = copy(error.message);
         GUC_check_errdetail_string = copy(&error.detail);
         GUC_check_errhint_string = copy(error.hint);

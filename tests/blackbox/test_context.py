@@ -382,6 +382,17 @@ def test_soft_deletes(conn):
     auditlib.check_integrity(conn)
 
 
+def test_soft_delete_column_of_a_domain(conn):
+    """A domain over boolean is a boolean."""
+    conn.execute("""
+        CREATE DOMAIN yes AS boolean;
+        CREATE TABLE flag (id int PRIMARY KEY, gone yes);
+        SELECT audit.enable('flag', soft_delete_column => 'gone');
+        INSERT INTO flag VALUES (1, NULL);
+        UPDATE flag SET gone = false; UPDATE flag SET gone = true""")
+    assert [e.details for e in events(conn, "flag") if e.operation == "UPDATE"] == [None, {"soft_delete": True}]
+
+
 # --- audit.log ----------------------------------------------------------------------------------------------------
 
 def test_columns_of_the_log(conn):

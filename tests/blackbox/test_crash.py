@@ -43,10 +43,12 @@ BALANCES = """
 
 def prepare(cluster):
     cluster.run([cluster.bin("pgbench"), "-i", "-s", "1", "-q", "postgres"])
-    cluster.psql(f"""
+    cluster.psql(
+        f"""
         CREATE EXTENSION audit_ext;
         DELETE FROM pgbench_accounts WHERE aid > {ACCOUNTS};
-        SELECT audit.enable(t, snapshot => true) FROM unnest('{{pgbench_accounts,pgbench_tellers,pgbench_branches,pgbench_history}}'::regclass[]) t""")
+        SELECT audit.enable(t, snapshot => true) FROM unnest('{{pgbench_accounts,pgbench_tellers,pgbench_branches,pgbench_history}}'::regclass[]) t"""
+    )
 
 
 def test_kill_9_ten_times(new_cluster):
@@ -57,8 +59,26 @@ def test_kill_9_ten_times(new_cluster):
     script.write_text(SCRIPT)
     total = 0
     for crash in range(CRASHES):
-        bench = subprocess.Popen([cluster.bin("pgbench"), "-n", "-c", "4", "-j", "2", "-T", "120", "-M", ("simple", "prepared")[crash % 2], "-f", str(script), "postgres"],
-                                 env={**os.environ, **cluster.env}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        bench = subprocess.Popen(
+            [
+                cluster.bin("pgbench"),
+                "-n",
+                "-c",
+                "4",
+                "-j",
+                "2",
+                "-T",
+                "120",
+                "-M",
+                ("simple", "prepared")[crash % 2],
+                "-f",
+                str(script),
+                "postgres",
+            ],
+            env={**os.environ, **cluster.env},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         try:
             with cluster.connect() as conn:
                 deadline = time.monotonic() + 60
@@ -74,8 +94,13 @@ def test_kill_9_ten_times(new_cluster):
             assert len(set(conn.execute(BALANCES).fetchone())) == 1
             total = conn.execute("SELECT count(*) FROM pgbench_history").fetchone()[0]
             # Each transaction left one changeset, with its four events, and no trace of its savepoint.
-            assert conn.execute("SELECT count(*), min(event_count), max(event_count), count(DISTINCT xid) FROM audit.changeset WHERE origin = 'trigger'").fetchone() == (total, 4, 4, total)
-            assert conn.execute("SELECT count(*) FROM audit.event WHERE operation <> 'SNAPSHOT'").fetchone() == (total * 4,)
+            assert conn.execute(
+                "SELECT count(*), min(event_count), max(event_count), count(DISTINCT xid) FROM audit.changeset WHERE"
+                " origin = 'trigger'"
+            ).fetchone() == (total, 4, 4, total)
+            assert conn.execute("SELECT count(*) FROM audit.event WHERE operation <> 'SNAPSHOT'").fetchone() == (
+                total * 4,
+            )
     assert total >= CRASHES * TRANSACTIONS
     with cluster.connect() as conn:
         for table in ("pgbench_accounts", "pgbench_tellers", "pgbench_branches", "pgbench_history"):
@@ -83,9 +108,14 @@ def test_kill_9_ten_times(new_cluster):
         check_integrity(conn, ask_extension=False)
         # The indexes know every event, and the heap holds nothing that they point to and that is not there.
         conn.execute("SET enable_seqscan = off; SET enable_bitmapscan = off")
-        assert conn.execute("SELECT count(*) FROM audit.changeset c WHERE c.event_count <> (SELECT count(*) FROM audit.event e WHERE e.changeset_id = c.id)").fetchone() == (0,)
+        assert conn.execute(
+            "SELECT count(*) FROM audit.changeset c WHERE c.event_count <> (SELECT count(*) FROM audit.event e WHERE"
+            " e.changeset_id = c.id)"
+        ).fetchone() == (0,)
         if conn.execute("SELECT FROM pg_available_extensions WHERE name = 'amcheck'").rowcount:
-            cluster.run([cluster.bin("pg_amcheck"), "--install-missing", "--heapallindexed", "-r", "audit.*", "postgres"])
+            cluster.run(
+                [cluster.bin("pg_amcheck"), "--install-missing", "--heapallindexed", "-r", "audit.*", "postgres"]
+            )
     # A plain restart finds nothing left to do.
     cluster.restart()
     with cluster.connect() as conn:
@@ -96,7 +126,10 @@ def test_kill_9_of_one_backend(new_cluster):
     """The server restarts by itself; the transaction of the killed backend is gone with its events."""
     cluster = new_cluster({"restart_after_crash": "on"})
     with cluster.connect() as conn:
-        conn.execute("CREATE EXTENSION audit_ext; CREATE TABLE t (id int PRIMARY KEY); SELECT audit.enable('t'); INSERT INTO t VALUES (1)")
+        conn.execute(
+            "CREATE EXTENSION audit_ext; CREATE TABLE t (id int PRIMARY KEY); SELECT audit.enable('t'); INSERT INTO t"
+            " VALUES (1)"
+        )
         pid = conn.info.backend_pid
         conn.execute("BEGIN; INSERT INTO t SELECT generate_series(2, 5000)")
         cluster.run(["kill", "-9", str(pid)])

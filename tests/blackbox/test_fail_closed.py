@@ -34,8 +34,10 @@ WRITES = [
 
 @pytest.fixture
 def conn(conn):
-    conn.execute("CREATE TABLE t (id int PRIMARY KEY, n int, v text); SELECT audit.enable('t');"
-                 "INSERT INTO t SELECT i, 0 FROM generate_series(1, 20) i")
+    conn.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, n int, v text); SELECT audit.enable('t');"
+        "INSERT INTO t SELECT i, 0 FROM generate_series(1, 20) i"
+    )
     return conn
 
 
@@ -88,17 +90,24 @@ DAMAGES = {
     "changeset column dropped": "ALTER TABLE audit.changeset DROP COLUMN context CASCADE",
     "changeset column added": "ALTER TABLE audit.changeset ADD COLUMN more int NOT NULL DEFAULT 1",
     "changeset column renamed": "ALTER TABLE audit.changeset RENAME COLUMN reason TO why",
-    "changeset column of another type": "DROP VIEW audit.log; ALTER TABLE audit.changeset ALTER COLUMN reason TYPE varchar",
+    "changeset column of another type": (
+        "DROP VIEW audit.log; ALTER TABLE audit.changeset ALTER COLUMN reason TYPE varchar"
+    ),
     "event table renamed": "ALTER TABLE audit.event RENAME TO event_1",
     "changeset table renamed": "ALTER TABLE audit.changeset RENAME TO changeset_1",
     "event table in another schema": "ALTER TABLE audit.event SET SCHEMA public",
     "event table replaced by a view": "DROP TABLE audit.event CASCADE; CREATE VIEW audit.event AS SELECT 1 AS seq",
-    "event table replaced by a plain one": "CREATE TABLE copy (LIKE audit.event); DROP TABLE audit.event CASCADE; ALTER TABLE copy RENAME TO event; ALTER TABLE event SET SCHEMA audit",
-    "event partition with a column order of its own": """
+    "event table replaced by a plain one": (
+        "CREATE TABLE copy (LIKE audit.event); DROP TABLE audit.event CASCADE; ALTER TABLE copy RENAME TO event; ALTER"
+        " TABLE event SET SCHEMA audit"
+    ),
+    "event partition with a column order of its own": (
+        """
         DROP VIEW audit.log; ALTER TABLE audit.event DETACH PARTITION audit.event_default;
         CREATE TABLE other AS SELECT details, seq, occurred_at, command, relation_id, operation, status, changeset_id, salt, checksum, resource_id, row_image, old_values, action, resource FROM audit.event_default LIMIT 0;
         ALTER TABLE other ALTER occurred_at SET NOT NULL, ALTER seq SET NOT NULL, ALTER command SET NOT NULL, ALTER operation SET NOT NULL, ALTER status SET NOT NULL, ALTER changeset_id SET NOT NULL, ALTER checksum SET NOT NULL;
-        ALTER TABLE audit.event ATTACH PARTITION other DEFAULT""",
+        ALTER TABLE audit.event ATTACH PARTITION other DEFAULT"""
+    ),
 }
 
 
@@ -114,8 +123,17 @@ def test_damaged_log(conn, db, witness, damage, session):
         witness.execute("INSERT INTO t VALUES (1000)")
 
 
-@pytest.mark.parametrize("damage", ["event table dropped", "changeset table dropped", "event partition dropped", "changeset partition dropped",
-                                    "changeset column added", "changeset partition detached"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "event table dropped",
+        "changeset table dropped",
+        "event partition dropped",
+        "changeset partition dropped",
+        "changeset column added",
+        "changeset partition detached",
+    ],
+)
 def test_log_is_damaged_between_the_statement_and_its_commit(conn, witness, damage):
     before = rows(conn)
     conn.execute("BEGIN; INSERT INTO t VALUES (100, 1)")
@@ -127,8 +145,20 @@ def test_log_is_damaged_between_the_statement_and_its_commit(conn, witness, dama
     assert rows(witness) == before
 
 
-@pytest.mark.parametrize("damage", ["event table dropped", "event partition dropped", "event partition detached", "event column added", "event column renamed",
-                                    "event table renamed", "changeset table dropped", "changeset partition detached", "changeset column added"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "event table dropped",
+        "event partition dropped",
+        "event partition detached",
+        "event column added",
+        "event column renamed",
+        "event table renamed",
+        "changeset table dropped",
+        "changeset partition detached",
+        "changeset column added",
+    ],
+)
 def test_log_is_damaged_while_a_writer_waits_for_it(conn, db, witness, damage):
     """The writer has the log's layout cached and waits for its lock; what it finds then is another log."""
     writer = db.connect()
@@ -146,7 +176,12 @@ def test_log_is_damaged_while_a_writer_waits_for_it(conn, db, witness, damage):
     thread = threading.Thread(target=write)
     thread.start()
     deadline = time.monotonic() + 30
-    while thread.is_alive() and not witness.execute("SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'", [writer.info.backend_pid]).rowcount:
+    while (
+        thread.is_alive()
+        and not witness.execute(
+            "SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'", [writer.info.backend_pid]
+        ).rowcount
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     conn.execute("COMMIT")
@@ -155,25 +190,45 @@ def test_log_is_damaged_while_a_writer_waits_for_it(conn, db, witness, damage):
     assert rows(conn) == before
 
 
-@pytest.mark.parametrize("damage", [
-    "CREATE FUNCTION fail(uuid) RETURNS uuid IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN RAISE 'no' USING ERRCODE = 'P0042'; END $$;"
-    "CREATE INDEX ON audit.event_default (fail(changeset_id)) WHERE seq >= 0 AND occurred_at > clock_of_tests()",
-    "CREATE UNIQUE INDEX ON audit.event_default (status) WHERE resource_id IS NOT NULL AND occurred_at > clock_of_tests()",
-    "CREATE UNIQUE INDEX ON audit.changeset_default (origin, era) WHERE occurred_at > clock_of_tests()",
-    "CREATE INDEX ON audit.event_default ((row_image ->> 'v')); CREATE INDEX ON audit.changeset_default ((reason || user_id)) WHERE user_id > 'a'",
-    "ALTER TABLE audit.event_default ADD CHECK (seq < 0) NOT VALID",
-    "ALTER TABLE audit.changeset_default ADD CHECK (event_count < 0) NOT VALID",
-    "CREATE TRIGGER more BEFORE INSERT ON audit.event_default FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()",
-    "CREATE RULE more AS ON INSERT TO audit.event_default DO INSTEAD NOTHING",
-    "ALTER TABLE audit.event_default ENABLE ROW LEVEL SECURITY; ALTER TABLE audit.event_default FORCE ROW LEVEL SECURITY",
-    "ALTER TABLE audit.event_default ALTER details SET NOT NULL",
-    "DROP INDEX audit.event_resource_id_idx, audit.event_occurred_at_idx, audit.changeset_user_id_idx",
-])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        (
+            "CREATE FUNCTION fail(uuid) RETURNS uuid IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN RAISE 'no' USING ERRCODE ="
+            " 'P0042'; END $$;CREATE INDEX ON audit.event_default (fail(changeset_id)) WHERE seq >= 0 AND occurred_at >"
+            " clock_of_tests()"
+        ),
+        (
+            "CREATE UNIQUE INDEX ON audit.event_default (status) WHERE resource_id IS NOT NULL AND occurred_at >"
+            " clock_of_tests()"
+        ),
+        "CREATE UNIQUE INDEX ON audit.changeset_default (origin, era) WHERE occurred_at > clock_of_tests()",
+        (
+            "CREATE INDEX ON audit.event_default ((row_image ->> 'v')); CREATE INDEX ON audit.changeset_default"
+            " ((reason || user_id)) WHERE user_id > 'a'"
+        ),
+        "ALTER TABLE audit.event_default ADD CHECK (seq < 0) NOT VALID",
+        "ALTER TABLE audit.changeset_default ADD CHECK (event_count < 0) NOT VALID",
+        (
+            "CREATE TRIGGER more BEFORE INSERT ON audit.event_default FOR EACH ROW EXECUTE FUNCTION"
+            " suppress_redundant_updates_trigger()"
+        ),
+        "CREATE RULE more AS ON INSERT TO audit.event_default DO INSTEAD NOTHING",
+        (
+            "ALTER TABLE audit.event_default ENABLE ROW LEVEL SECURITY; ALTER TABLE audit.event_default FORCE ROW LEVEL"
+            " SECURITY"
+        ),
+        "ALTER TABLE audit.event_default ALTER details SET NOT NULL",
+        "DROP INDEX audit.event_resource_id_idx, audit.event_occurred_at_idx, audit.changeset_user_id_idx",
+    ],
+)
 def test_log_with_additions_is_written_rightly_or_not_at_all(conn, db, witness, damage):
     """Indexes, constraints, triggers, rules of somebody's own on the log: they may be obeyed, ignored or refused, but a change never comes without
     its event, nor an event that an index does not know."""
-    conn.execute("CREATE FUNCTION clock_of_tests() RETURNS timestamptz IMMUTABLE LANGUAGE sql AS $$ SELECT timestamptz '%s' $$" %
-                 conn.execute("SELECT clock_timestamp()").fetchone()[0])
+    conn.execute(
+        "CREATE FUNCTION clock_of_tests() RETURNS timestamptz IMMUTABLE LANGUAGE sql AS $$ SELECT timestamptz '%s' $$"
+        % conn.execute("SELECT clock_timestamp()").fetchone()[0]
+    )
     try:
         conn.execute(damage)
     except psycopg.Error:
@@ -188,15 +243,27 @@ def test_log_with_additions_is_written_rightly_or_not_at_all(conn, db, witness, 
         replay(conn, "t")
     check_integrity(conn)
     for index in (True, False):
-        conn.execute(f"SET enable_seqscan = {not index}; SET enable_indexscan = {index}; SET enable_bitmapscan = {index}; SET enable_indexonlyscan = {index}")
-        assert conn.execute("SELECT count(*) FROM audit.event e WHERE NOT EXISTS (SELECT FROM audit.event f WHERE f.changeset_id = e.changeset_id AND f.seq = e.seq OFFSET 0)").fetchone() == (0,)
+        conn.execute(
+            f"SET enable_seqscan = {not index}; SET enable_indexscan = {index}; SET enable_bitmapscan = {index}; SET"
+            f" enable_indexonlyscan = {index}"
+        )
+        assert conn.execute(
+            "SELECT count(*) FROM audit.event e WHERE NOT EXISTS (SELECT FROM audit.event f WHERE f.changeset_id ="
+            " e.changeset_id AND f.seq = e.seq OFFSET 0)"
+        ).fetchone() == (0,)
 
 
-@pytest.mark.parametrize("damage", [
-    "DELETE FROM audit.policy",
-    "ALTER EXTENSION audit_ext DROP TABLE audit.policy; DROP TABLE audit.policy CASCADE",
-    "ALTER EXTENSION audit_ext DROP VIEW audit.log; ALTER EXTENSION audit_ext DROP TABLE audit.relation; DROP TABLE audit.relation CASCADE",
-])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DELETE FROM audit.policy",
+        "ALTER EXTENSION audit_ext DROP TABLE audit.policy; DROP TABLE audit.policy CASCADE",
+        (
+            "ALTER EXTENSION audit_ext DROP VIEW audit.log; ALTER EXTENSION audit_ext DROP TABLE audit.relation; DROP"
+            " TABLE audit.relation CASCADE"
+        ),
+    ],
+)
 def test_policy_or_layouts_gone(conn, db, witness, damage):
     try:
         conn.execute(damage)
@@ -215,18 +282,27 @@ def test_policy_or_layouts_gone(conn, db, witness, damage):
         assert conn.execute("SELECT count(*) FROM audit.event WHERE resource_id = '100'").fetchone() == (1,)
 
 
-@pytest.mark.parametrize("damage", [
-    "ALTER TABLE audit.relation ADD COLUMN more int NOT NULL DEFAULT 1",
-    "ALTER TABLE audit.relation DROP COLUMN columns CASCADE",
-    "ALTER TABLE audit.relation DROP COLUMN valid_from CASCADE",
-    "ALTER TABLE audit.relation ALTER COLUMN key_columns TYPE text USING 'x'",
-    "ALTER TABLE audit.ledger ADD COLUMN more int",
-    "ALTER TABLE audit.ledger DROP COLUMN system_identifier",
-    "ALTER TABLE audit.policy DROP COLUMN exclude_columns",
-    "ALTER TABLE audit.policy ADD COLUMN more int",
-    "ALTER TABLE audit.policy ALTER COLUMN exclude_columns DROP DEFAULT, ALTER COLUMN exclude_columns TYPE text USING 'v'",
-    "ALTER TABLE audit.policy ALTER COLUMN skip_unchanged DROP DEFAULT, ALTER COLUMN skip_unchanged TYPE text USING 'v'",
-])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "ALTER TABLE audit.relation ADD COLUMN more int NOT NULL DEFAULT 1",
+        "ALTER TABLE audit.relation DROP COLUMN columns CASCADE",
+        "ALTER TABLE audit.relation DROP COLUMN valid_from CASCADE",
+        "ALTER TABLE audit.relation ALTER COLUMN key_columns TYPE text USING 'x'",
+        "ALTER TABLE audit.ledger ADD COLUMN more int",
+        "ALTER TABLE audit.ledger DROP COLUMN system_identifier",
+        "ALTER TABLE audit.policy DROP COLUMN exclude_columns",
+        "ALTER TABLE audit.policy ADD COLUMN more int",
+        (
+            "ALTER TABLE audit.policy ALTER COLUMN exclude_columns DROP DEFAULT, ALTER COLUMN exclude_columns TYPE text"
+            " USING 'v'"
+        ),
+        (
+            "ALTER TABLE audit.policy ALTER COLUMN skip_unchanged DROP DEFAULT, ALTER COLUMN skip_unchanged TYPE text"
+            " USING 'v'"
+        ),
+    ],
+)
 def test_small_tables_altered(conn, db, witness, damage):
     """The tables that the writer reads: other columns than it knows are refused, not misread; and a column that the policy leaves out stays out."""
     conn.execute("SELECT audit.enable('t', exclude_columns => '{v}')")
@@ -241,7 +317,10 @@ def test_small_tables_altered(conn, db, witness, damage):
         assert error.sqlstate == OBJECT_NOT_IN_PREREQUISITE_STATE, error
         assert rows(conn) == before
     else:
-        assert conn.execute("SELECT count(*), count(*) FILTER (WHERE row_image::text LIKE '%secret%') FROM audit.event WHERE operation = 'UPDATE'").fetchone() == (len(before), 0)
+        assert conn.execute(
+            "SELECT count(*), count(*) FILTER (WHERE row_image::text LIKE '%secret%') FROM audit.event WHERE operation"
+            " = 'UPDATE'"
+        ).fetchone() == (len(before), 0)
 
 
 @pytest.mark.parametrize("how", ["ALL", "USER"])
@@ -287,17 +366,22 @@ def test_library_of_another_version(conn, db, witness):
 
 # --- no space -----------------------------------------------------------------------------------------------------
 
+
 def enter_namespace(cluster, mount_point, size):
     """Starts the cluster in a mount namespace of its own, where `mount_point` is a file system of that size.
 
     Nothing of it is seen outside, and it goes with the server. Needs user namespaces, no privileges.
     """
-    inner = (f"mount -t tmpfs -o size={size},mode=0700 none {mount_point} && mkdir {mount_point}/space && "
-             "exec unshare --user --map-user=$1 --map-group=$2 -- "
-             f"{cluster.bin('pg_ctl')} start -w -D {cluster.data_dir} -l {cluster.log_file}")
+    inner = (
+        f"mount -t tmpfs -o size={size},mode=0700 none {mount_point} && mkdir {mount_point}/space && "
+        "exec unshare --user --map-user=$1 --map-group=$2 -- "
+        f"{cluster.bin('pg_ctl')} start -w -D {cluster.data_dir} -l {cluster.log_file}"
+    )
     uid, gid = cluster.run(["id", "-u"]).stdout.strip(), cluster.run(["id", "-g"]).stdout.strip()
     try:
-        cluster.run(["unshare", "--user", "--map-root-user", "--mount", "--", "sh", "-c", inner, "sh", uid, gid], capture=False)
+        cluster.run(
+            ["unshare", "--user", "--map-root-user", "--mount", "--", "sh", "-c", inner, "sh", uid, gid], capture=False
+        )
     except subprocess.CalledProcessError:
         assert not cluster.running
         return False
@@ -313,7 +397,9 @@ def test_no_space(new_cluster, full):
     if not enter_namespace(cluster, mount_point, "4m"):
         pytest.skip("this kernel grants no user namespaces")
     conn, witness = cluster.connect(), cluster.connect()
-    conn.execute("CREATE EXTENSION audit_ext; CREATE TABLE t (id int PRIMARY KEY, n int, v text); SELECT audit.enable('t')")
+    conn.execute(
+        "CREATE EXTENSION audit_ext; CREATE TABLE t (id int PRIMARY KEY, n int, v text); SELECT audit.enable('t')"
+    )
     conn.execute(f"CREATE TABLESPACE small LOCATION '{mount_point}/space'")
     if full == "both indexes":
         for name in ("event_default_changeset_id_idx", "event_default_relation_id_resource_id_idx"):
@@ -322,15 +408,21 @@ def test_no_space(new_cluster, full):
         conn.execute(f"ALTER TABLE audit.{full}_default SET TABLESPACE small")
     # Many rows for the events, many transactions with a long reason for the changesets.
     if full == "changeset":
+
         def write(i):
             conn.execute("BEGIN")
-            conn.execute("SELECT audit.set_context(reason => string_agg(md5(random()::text), '')) FROM generate_series(1, 200)")
+            conn.execute(
+                "SELECT audit.set_context(reason => string_agg(md5(random()::text), '')) FROM generate_series(1, 200)"
+            )
             conn.execute("INSERT INTO t VALUES (%s, 0)", [i])
             conn.execute("COMMIT")
+
         step, attempts = 1, 3000
     else:
+
         def write(i):
             conn.execute("INSERT INTO t SELECT j, 0 FROM generate_series(%s, %s) j", [i, i + 999])
+
         step, attempts = 1000, 100000
     done = 0
     with sqlstate(DISK_FULL):
@@ -349,7 +441,10 @@ def test_no_space(new_cluster, full):
     assert witness.execute("SELECT count(*) FROM t").fetchone() == (done,)
     # With room again, it goes on.
     conn.execute("CREATE TABLESPACE roomy LOCATION '%s'" % make_folder(cluster, "roomy"))
-    conn.execute("ALTER INDEX ALL IN TABLESPACE small SET TABLESPACE roomy; ALTER TABLE ALL IN TABLESPACE small SET TABLESPACE roomy")
+    conn.execute(
+        "ALTER INDEX ALL IN TABLESPACE small SET TABLESPACE roomy; ALTER TABLE ALL IN TABLESPACE small SET TABLESPACE"
+        " roomy"
+    )
     write(500000)
     assert len(replay(conn, "t")) == done + step
     check_integrity(conn)
@@ -365,6 +460,7 @@ def make_folder(cluster, name):
 
 
 # --- a context that is refused ------------------------------------------------------------------------------------
+
 
 def test_refused_context(conn, witness):
     before = rows(conn)
@@ -383,9 +479,12 @@ def test_refused_context(conn, witness):
 # --- cancelled ----------------------------------------------------------------------------------------------------
 
 BULK = 6000
-BULK_STATEMENTS = ["UPDATE t SET n = n + 1", "WITH a AS (UPDATE t SET n = n + 1 RETURNING id) SELECT count(*) FROM a",
-                   "BEGIN; UPDATE t SET n = n + 1 WHERE id % 2 = 0; UPDATE t SET n = n + 1 WHERE id % 2 = 1; COMMIT",
-                   "DO $$ BEGIN FOR i IN 0 .. 9 LOOP UPDATE t SET n = n + 1 WHERE id % 10 = i; END LOOP; END $$"]
+BULK_STATEMENTS = [
+    "UPDATE t SET n = n + 1",
+    "WITH a AS (UPDATE t SET n = n + 1 RETURNING id) SELECT count(*) FROM a",
+    "BEGIN; UPDATE t SET n = n + 1 WHERE id % 2 = 0; UPDATE t SET n = n + 1 WHERE id % 2 = 1; COMMIT",
+    "DO $$ BEGIN FOR i IN 0 .. 9 LOOP UPDATE t SET n = n + 1 WHERE id % 10 = i; END LOOP; END $$",
+]
 
 
 @pytest.fixture
@@ -404,7 +503,9 @@ def duration(conn):
 def all_or_nothing(conn, succeeded):
     """Each round changed all rows or none, and the log has the events of the rounds that succeeded."""
     assert conn.execute("SELECT min(n), max(n), count(*) FROM t").fetchone() == (succeeded, succeeded, BULK)
-    found = conn.execute("SELECT count(*), count(DISTINCT changeset_id) FROM audit.event WHERE operation = 'UPDATE'").fetchone()
+    found = conn.execute(
+        "SELECT count(*), count(DISTINCT changeset_id) FROM audit.event WHERE operation = 'UPDATE'"
+    ).fetchone()
     assert found == (succeeded * BULK, succeeded)
 
 
@@ -424,7 +525,9 @@ def test_cancelled_at_any_point(bulk, db, witness, how):
         if how == "statement_timeout":
             session.execute("SET statement_timeout = %d" % max(1, delay * 1000))
         else:
-            timer = threading.Timer(delay, lambda pid=session.info.backend_pid: witness.execute(f"SELECT {how}(%s)", [pid]))
+            timer = threading.Timer(
+                delay, lambda pid=session.info.backend_pid: witness.execute(f"SELECT {how}(%s)", [pid])
+            )
             timer.start()
         try:
             session.execute(statement)
@@ -462,7 +565,10 @@ def test_cancelled_and_caught(bulk, witness):
     cancelled = 0
     for i in range(10):
         bulk.execute("BEGIN; UPDATE t SET v = 'a' WHERE id = 1; SAVEPOINT s")
-        timer = threading.Timer(length * choice.random() * 0.9, lambda: witness.execute("SELECT pg_cancel_backend(%s)", [bulk.info.backend_pid]))
+        timer = threading.Timer(
+            length * choice.random() * 0.9,
+            lambda: witness.execute("SELECT pg_cancel_backend(%s)", [bulk.info.backend_pid]),
+        )
         timer.start()
         try:
             bulk.execute("UPDATE t SET n = n + 1")
@@ -479,10 +585,12 @@ def test_cancelled_and_caught(bulk, witness):
 
 def test_cancelled_at_commit(bulk, db, witness):
     """Deferred triggers that write at COMMIT, cancelled while they do."""
-    bulk.execute("""
+    bulk.execute(
+        """
         CREATE TABLE late (id int, n int); SELECT audit.enable('late');
         CREATE FUNCTION copy_late() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO late VALUES (NEW.id, NEW.n); RETURN NULL; END $$;
-        CREATE CONSTRAINT TRIGGER late AFTER UPDATE ON t DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION copy_late()""")
+        CREATE CONSTRAINT TRIGGER late AFTER UPDATE ON t DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION copy_late()"""
+    )
     bulk.execute("BEGIN; UPDATE t SET n = n + 1 WHERE id <= 2000")
     start = time.monotonic()
     bulk.execute("COMMIT")
@@ -498,7 +606,10 @@ def test_cancelled_at_commit(bulk, db, witness):
             assert error.sqlstate == QUERY_CANCELED
             failed += 1
         bulk.execute("RESET statement_timeout")
-        assert bulk.execute("SELECT max(n), (SELECT count(*) FROM late) FROM t").fetchone() == (succeeded, succeeded * 2000)
+        assert bulk.execute("SELECT max(n), (SELECT count(*) FROM late) FROM t").fetchone() == (
+            succeeded,
+            succeeded * 2000,
+        )
     assert failed > 0
     replay(bulk, "late")
     replay(bulk, "t")
@@ -506,6 +617,7 @@ def test_cancelled_at_commit(bulk, db, witness):
 
 
 # --- out of memory ------------------------------------------------------------------------------------------------
+
 
 def address_space(pid):
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
@@ -522,17 +634,23 @@ def limit(db, session, megabytes):
     db.cluster.run(["prlimit", f"--pid={pid}", f"--as={soft}:"])
 
 
-@pytest.mark.parametrize("write", [
-    "INSERT INTO t SELECT 100, 0, repeat('ab', 6000000)",
-    "UPDATE t SET v = upper(v) WHERE id = 1",
-    "UPDATE t SET n = n + 1 WHERE id = 1",
-    "DELETE FROM t WHERE id = 1",
-    "INSERT INTO t SELECT i, 0, repeat(chr(1), 100000) FROM generate_series(100, 150) i",
-    "INSERT INTO doc SELECT id, jsonb_build_object('v', v, 'w', v) FROM t WHERE id = 1",
-])
+@pytest.mark.parametrize(
+    "write",
+    [
+        "INSERT INTO t SELECT 100, 0, repeat('ab', 6000000)",
+        "UPDATE t SET v = upper(v) WHERE id = 1",
+        "UPDATE t SET n = n + 1 WHERE id = 1",
+        "DELETE FROM t WHERE id = 1",
+        "INSERT INTO t SELECT i, 0, repeat(chr(1), 100000) FROM generate_series(100, 150) i",
+        "INSERT INTO doc SELECT id, jsonb_build_object('v', v, 'w', v) FROM t WHERE id = 1",
+    ],
+)
 def test_out_of_memory(conn, db, witness, write):
     """The server process gets less and less address space: it fails while it reads, encodes, hashes or stores the value, wherever the limit meets it."""
-    conn.execute("UPDATE t SET v = repeat('quote \" control ' || chr(7), 700000) WHERE id = 1; CREATE TABLE doc (id int, doc jsonb); SELECT audit.enable('doc')")
+    conn.execute(
+        "UPDATE t SET v = repeat('quote \" control ' || chr(7), 700000) WHERE id = 1; CREATE TABLE doc (id int, doc"
+        " jsonb); SELECT audit.enable('doc')"
+    )
     failed = succeeded = 0
     for extra in (1, 3, 6, 10, 14, 20, 28, 38, 50, 65, 85, 110, 150, 220, 600):
         session = db.connect()

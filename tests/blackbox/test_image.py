@@ -663,6 +663,25 @@ def test_a_cast_that_writes_to_an_audited_table(conn):
     auditlib.check_integrity(conn)
 
 
+def test_a_cast_with_settings_of_its_own(conn):
+    """What such a function writes to an audited table is recorded in the fixed environment all the same."""
+    conn.execute("""
+        CREATE TYPE color AS ENUM ('red', 'green');
+        CREATE TABLE side (i interval, b bytea, r regclass, n numrange);
+        CREATE FUNCTION color_json(color) RETURNS json LANGUAGE plpgsql
+            SET IntervalStyle = 'iso_8601' SET bytea_output = 'escape' SET search_path = 'public'
+            SET extra_float_digits = -10 SET DateStyle = 'German' AS
+            $$BEGIN INSERT INTO side VALUES ('1 day 2 hours', '\\x01', 'side', '[0.1,1e20]'); RETURN '"cast"'; END$$;
+        CREATE CAST (color AS json) WITH FUNCTION color_json(color);
+        CREATE TABLE target (k int, c color, i interval);
+        SELECT audit.enable('target'), audit.enable('side')""")
+    conn.execute("SET IntervalStyle = 'sql_standard'")
+    conn.execute("INSERT INTO target VALUES (1, 'red', '3 days 4 hours')")
+    assert len(auditlib.replay(conn, "side")) > 0
+    assert auditlib.replay(conn, "target")[0].image == {"k": "\x001", "c": "cast", "i": "3 days 04:00:00"}
+    auditlib.check_integrity(conn)
+
+
 def test_resource_id(conn):
     conn.execute("""
         CREATE TABLE single (a int, id bigint PRIMARY KEY);

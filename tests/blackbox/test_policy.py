@@ -92,8 +92,39 @@ def test_disable(table):
 
 
 def test_disable_of_a_table_not_audited(table):
-    """Idempotent like enable."""
-    table.execute("SELECT audit.disable('t')")
+    with sqlstate("55000") as caught:
+        table.execute("SELECT audit.disable('t')")
+    assert caught.error.diag.message_hint
+
+
+def test_disable_of_a_partition_alone(conn):
+    """It follows its parent; to leave it out would be a hole in the parent's record."""
+    conn.execute("""
+        CREATE TABLE p (id int) PARTITION BY RANGE (id);
+        CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10);
+        SELECT audit.enable('p')""")
+    with sqlstate("55000") as caught:
+        conn.execute("SELECT audit.disable('p1')")
+    assert caught.error.diag.message_hint
+    with changes(conn, "p", INSERT=1):
+        conn.execute("INSERT INTO p1 VALUES (1)")
+
+
+def test_partition_with_a_policy_of_its_own(conn):
+    """It keeps it when its parent's is set, and falls back to the parent's when its own ends."""
+    conn.execute("""
+        CREATE TABLE p (id int, secret text) PARTITION BY RANGE (id);
+        CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10);
+        SELECT audit.enable('p1', mask_columns => '{secret}');
+        SELECT audit.enable('p');
+        INSERT INTO p VALUES (1, 's');
+        SELECT audit.disable('p1');
+        INSERT INTO p VALUES (2, 's');
+        SELECT audit.enable('p1', exclude_columns => '{secret}');
+        SELECT audit.disable('p');
+        INSERT INTO p VALUES (3, 's')""")
+    assert [e.image.get("secret") for e in events(conn, "p")] == ["***", "s", None]
+    auditlib.check_integrity(conn)
 
 
 def test_disable_of_a_partitioned_table(conn):
@@ -519,13 +550,30 @@ def test_schema_with_snapshot(shop):
     assert [e.operation for e in replay(shop, "shop.a") + replay(shop, "shop.p")] == ["SNAPSHOT"] * 2
 
 
-def test_schema_and_extensions(db, shop):
-    """Tables that an extension's script makes are tables like others."""
+def test_tables_made_by_other_commands(shop):
+    """In a function, a DO block, from EXECUTE."""
     shop.execute("SELECT audit.enable_schema('shop')")
-    db.create_extension("hstore")
-    shop.execute("CREATE TABLE shop.h (h public.hstore)")
-    with changes(shop, "shop.h", INSERT=1):
-        shop.execute("INSERT INTO shop.h VALUES ('a=>1')")
+    shop.execute("""
+        CREATE FUNCTION make() RETURNS void LANGUAGE plpgsql AS $$BEGIN CREATE TABLE shop.by_function (id int); END$$;
+        SELECT make();
+        DO $$BEGIN EXECUTE 'CREATE TABLE shop.by_do (LIKE shop.a INCLUDING ALL)'; END$$;
+        PREPARE p AS SELECT 1 AS id;
+        CREATE TABLE shop.by_execute AS EXECUTE p;
+        CREATE UNLOGGED TABLE shop.unlogged (id int);
+        CREATE TYPE shop.pair AS (a int, b int);
+        CREATE TABLE shop.typed OF shop.pair""")
+    assert {"shop.by_function", "shop.by_do", "shop.by_execute", "shop.unlogged", "shop.typed"} <= audited(shop)
+    assert [e.operation for e in replay(shop, "shop.by_execute")] == ["SNAPSHOT"]
+
+
+def test_enabled_schema_renamed(shop):
+    shop.execute("SELECT audit.enable_schema('shop'); ALTER SCHEMA shop RENAME TO store; CREATE TABLE store.later (id int)")
+    assert "store.later" in audited(shop)
+    with changes(shop, "store.later", INSERT=1):
+        shop.execute("INSERT INTO store.later VALUES (1)")
+    # A new schema under the old name is another schema.
+    shop.execute("CREATE SCHEMA shop; CREATE TABLE shop.other (id int)")
+    assert "shop.other" not in audited(shop)
 
 
 def test_disable_schema(shop):

@@ -42,17 +42,21 @@ def keys(found):
 
 # --- what writes nothing ------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("body", [
-    "SELECT * FROM t FOR UPDATE",
-    "UPDATE t SET n = 1 WHERE id < 0",
-    "DELETE FROM t WHERE false",
-    "INSERT INTO t SELECT id FROM t WHERE false",
-    "INSERT INTO t VALUES (1) ON CONFLICT DO NOTHING",
-    "MERGE INTO t USING (SELECT 1 AS id) s ON t.id = s.id WHEN MATCHED THEN DO NOTHING",
-    "INSERT INTO plain VALUES (1); UPDATE plain SET n = 2; TRUNCATE plain",
-    "SELECT audit.set_context(user_id => 'ann')",
-    "LOCK TABLE t; CREATE TEMP TABLE s AS SELECT * FROM t",
-])
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "SELECT * FROM t FOR UPDATE",
+        "UPDATE t SET n = 1 WHERE id < 0",
+        "DELETE FROM t WHERE false",
+        "INSERT INTO t SELECT id FROM t WHERE false",
+        "INSERT INTO t VALUES (1) ON CONFLICT DO NOTHING",
+        "MERGE INTO t USING (SELECT 1 AS id) s ON t.id = s.id WHEN MATCHED THEN DO NOTHING",
+        "INSERT INTO plain VALUES (1); UPDATE plain SET n = 2; TRUNCATE plain",
+        "SELECT audit.set_context(user_id => 'ann')",
+        "LOCK TABLE t; CREATE TEMP TABLE s AS SELECT * FROM t",
+    ],
+)
 def test_transaction_that_changes_no_audited_row_writes_nothing(conn, body):
     conn.execute("INSERT INTO t VALUES (1)")
     before = log_size(conn)
@@ -66,14 +70,23 @@ def test_statement_without_rows_needs_no_transaction_id(conn):
     conn.execute("COMMIT")
 
 
-@pytest.mark.parametrize("body", [
-    "INSERT INTO t VALUES (1); UPDATE t SET n = 2; ROLLBACK",
-    "SAVEPOINT a; INSERT INTO t VALUES (1); ROLLBACK TO a; COMMIT",
-    "SAVEPOINT a; INSERT INTO t VALUES (1); SAVEPOINT b; INSERT INTO u VALUES (1); RELEASE b; ROLLBACK TO a; COMMIT",
-    "SAVEPOINT a; TRUNCATE t; ROLLBACK TO a; INSERT INTO plain VALUES (1); COMMIT",
-    "SAVEPOINT a; INSERT INTO t SELECT generate_series(1, 5000); ROLLBACK TO a; SAVEPOINT a; INSERT INTO u SELECT generate_series(1, 5000); ROLLBACK TO a; COMMIT",
-    "INSERT INTO t VALUES (1); PREPARE TRANSACTION '{gid}'; ROLLBACK PREPARED '{gid}'",
-])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "INSERT INTO t VALUES (1); UPDATE t SET n = 2; ROLLBACK",
+        "SAVEPOINT a; INSERT INTO t VALUES (1); ROLLBACK TO a; COMMIT",
+        (
+            "SAVEPOINT a; INSERT INTO t VALUES (1); SAVEPOINT b; INSERT INTO u VALUES (1); RELEASE b; ROLLBACK TO a;"
+            " COMMIT"
+        ),
+        "SAVEPOINT a; TRUNCATE t; ROLLBACK TO a; INSERT INTO plain VALUES (1); COMMIT",
+        (
+            "SAVEPOINT a; INSERT INTO t SELECT generate_series(1, 5000); ROLLBACK TO a; SAVEPOINT a; INSERT INTO u"
+            " SELECT generate_series(1, 5000); ROLLBACK TO a; COMMIT"
+        ),
+        "INSERT INTO t VALUES (1); PREPARE TRANSACTION '{gid}'; ROLLBACK PREPARED '{gid}'",
+    ],
+)
 def test_work_that_is_rolled_back_leaves_no_changeset(conn, db, body):
     before = log_size(conn)
     for statement in ("BEGIN;" + body.format(gid=db.name)).split(";"):
@@ -106,18 +119,40 @@ def test_copy_that_fails_half_way_leaves_nothing(conn):
 
 # --- savepoints ---------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("body, left", [
-    ("INSERT 1; SAVEPOINT a; INSERT 2; RELEASE a; INSERT 3", "1 2 3"),
-    ("INSERT 1; SAVEPOINT a; INSERT 2; ROLLBACK TO a; INSERT 3", "1 3"),
-    ("SAVEPOINT a; INSERT 1; SAVEPOINT b; INSERT 2; SAVEPOINT c; INSERT 3; RELEASE c; RELEASE b; RELEASE a", "1 2 3"),
-    ("SAVEPOINT a; INSERT 1; SAVEPOINT b; INSERT 2; SAVEPOINT c; INSERT 3; RELEASE c; ROLLBACK TO b; INSERT 4", "1 4"),
-    ("SAVEPOINT a; INSERT 1; SAVEPOINT b; INSERT 2; SAVEPOINT c; INSERT 3; ROLLBACK TO c; INSERT 4; RELEASE b; INSERT 5", "1 2 4 5"),
-    ("SAVEPOINT a; INSERT 1; SAVEPOINT b; INSERT 2; RELEASE b; INSERT 3; ROLLBACK TO a; INSERT 4; RELEASE a", "4"),
-    ("SAVEPOINT a; INSERT 1; ROLLBACK TO a; INSERT 2; ROLLBACK TO a; INSERT 3; ROLLBACK TO a; INSERT 4", "4"),
-    ("SAVEPOINT a; SAVEPOINT b; SAVEPOINT c; INSERT 1; ROLLBACK TO b; INSERT 2; RELEASE a; INSERT 3", "2 3"),
-    ("SAVEPOINT s; INSERT 1; SAVEPOINT s; INSERT 2; ROLLBACK TO s; INSERT 3; RELEASE s; INSERT 4; ROLLBACK TO s; INSERT 5", "5"),
-    ("SAVEPOINT a; SELECT; ROLLBACK TO a; INSERT 1; SAVEPOINT b; SELECT; RELEASE b; INSERT 2", "1 2"),
-])
+
+@pytest.mark.parametrize(
+    "body, left",
+    [
+        ("INSERT 1; SAVEPOINT a; INSERT 2; RELEASE a; INSERT 3", "1 2 3"),
+        ("INSERT 1; SAVEPOINT a; INSERT 2; ROLLBACK TO a; INSERT 3", "1 3"),
+        (
+            "SAVEPOINT a; INSERT 1; SAVEPOINT b; INSERT 2; SAVEPOINT c; INSERT 3; RELEASE c; RELEASE b; RELEASE a",
+            "1 2 3",
+        ),
+        (
+            "SAVEPOINT a; INSERT 1; SAVEPOINT b; INSERT 2; SAVEPOINT c; INSERT 3; RELEASE c; ROLLBACK TO b; INSERT 4",
+            "1 4",
+        ),
+        (
+            (
+                "SAVEPOINT a; INSERT 1; SAVEPOINT b; INSERT 2; SAVEPOINT c; INSERT 3; ROLLBACK TO c; INSERT 4; RELEASE"
+                " b; INSERT 5"
+            ),
+            "1 2 4 5",
+        ),
+        ("SAVEPOINT a; INSERT 1; SAVEPOINT b; INSERT 2; RELEASE b; INSERT 3; ROLLBACK TO a; INSERT 4; RELEASE a", "4"),
+        ("SAVEPOINT a; INSERT 1; ROLLBACK TO a; INSERT 2; ROLLBACK TO a; INSERT 3; ROLLBACK TO a; INSERT 4", "4"),
+        ("SAVEPOINT a; SAVEPOINT b; SAVEPOINT c; INSERT 1; ROLLBACK TO b; INSERT 2; RELEASE a; INSERT 3", "2 3"),
+        (
+            (
+                "SAVEPOINT s; INSERT 1; SAVEPOINT s; INSERT 2; ROLLBACK TO s; INSERT 3; RELEASE s; INSERT 4; ROLLBACK"
+                " TO s; INSERT 5"
+            ),
+            "5",
+        ),
+        ("SAVEPOINT a; SELECT; ROLLBACK TO a; INSERT 1; SAVEPOINT b; SELECT; RELEASE b; INSERT 2", "1 2"),
+    ],
+)
 @pytest.mark.parametrize("rows", [1, 1500])
 def test_savepoints(conn, body, left, rows):
     with changes(conn, "t", INSERT=len(left.split()) * rows) as changed:
@@ -125,8 +160,10 @@ def test_savepoints(conn, body, left, rows):
         for statement in body.split("; "):
             if statement.startswith("INSERT"):
                 number = int(statement.split()[1])
-                conn.execute("INSERT INTO t SELECT i, %s, 'x' FROM generate_series(%s, %s) i",
-                             [number, number * 10000, number * 10000 + rows - 1])
+                conn.execute(
+                    "INSERT INTO t SELECT i, %s, 'x' FROM generate_series(%s, %s) i",
+                    [number, number * 10000, number * 10000 + rows - 1],
+                )
             else:
                 conn.execute(statement)
         conn.execute("COMMIT")
@@ -139,7 +176,10 @@ def test_savepoints_two_hundred_deep(conn):
     conn.execute("BEGIN")
     for depth in range(200):
         conn.execute(f"SAVEPOINT s{depth}; INSERT INTO t VALUES ({depth})")
-    conn.execute("ROLLBACK TO s150; RELEASE s100; INSERT INTO t VALUES (1000); ROLLBACK TO s50; INSERT INTO t VALUES (2000); COMMIT")
+    conn.execute(
+        "ROLLBACK TO s150; RELEASE s100; INSERT INTO t VALUES (1000); ROLLBACK TO s50; INSERT INTO t VALUES (2000);"
+        " COMMIT"
+    )
     assert keys(events(conn, "t")) == [str(i) for i in range(50)] + ["2000"]
 
 
@@ -160,8 +200,24 @@ def test_random_transactions(conn, seed):
         conn.execute("BEGIN")
         depth = 0
         for _ in range(choice.randrange(1, 25)):
-            kind = choice.choice(["save", "save", "release", "back", "insert", "insert", "update", "delete", "bulk", "context",
-                                  "error", "truncate", "caught", "both"])
+            kind = choice.choice(
+                [
+                    "save",
+                    "save",
+                    "release",
+                    "back",
+                    "insert",
+                    "insert",
+                    "update",
+                    "delete",
+                    "bulk",
+                    "context",
+                    "error",
+                    "truncate",
+                    "caught",
+                    "both",
+                ]
+            )
             table = choice.choice("tu")
             some = choice.randrange(40)
             if kind == "save":
@@ -178,17 +234,24 @@ def test_random_transactions(conn, seed):
             elif kind == "delete":
                 conn.execute(f"DELETE FROM {table} WHERE id % 5 = {some % 5}")
             elif kind == "bulk":
-                conn.execute(f"INSERT INTO {table} SELECT i, i FROM generate_series(100, {100 + some * 40}) i ON CONFLICT DO NOTHING")
+                conn.execute(
+                    f"INSERT INTO {table} SELECT i, i FROM generate_series(100, {100 + some * 40}) i ON CONFLICT DO"
+                    " NOTHING"
+                )
             elif kind == "context":
                 conn.execute("SELECT audit.set_context(user_id => %s)", [f"user {some % 3}"])
             elif kind == "truncate" and some < 8:
                 conn.execute(f"TRUNCATE {table}")
             elif kind == "caught":
-                conn.execute(f"""DO $$ BEGIN INSERT INTO {table} VALUES ({some + 50}, 1) ON CONFLICT DO NOTHING;
-                                              UPDATE {table} SET n = n / (n - n); EXCEPTION WHEN division_by_zero THEN NULL; END $$""")
+                conn.execute(
+                    f"""DO $$ BEGIN INSERT INTO {table} VALUES ({some + 50}, 1) ON CONFLICT DO NOTHING;
+                                              UPDATE {table} SET n = n / (n - n); EXCEPTION WHEN division_by_zero THEN NULL; END $$"""
+                )
             elif kind == "both":
-                conn.execute(f"WITH a AS (UPDATE t SET n = n + 1 WHERE id = {some} RETURNING id) "
-                             f"INSERT INTO u SELECT id, 7 FROM a ON CONFLICT DO NOTHING")
+                conn.execute(
+                    f"WITH a AS (UPDATE t SET n = n + 1 WHERE id = {some} RETURNING id) "
+                    "INSERT INTO u SELECT id, 7 FROM a ON CONFLICT DO NOTHING"
+                )
             elif kind == "error" and depth:
                 with sqlstate("22012"):
                     conn.execute(f"INSERT INTO {table} SELECT i + 90000, 1 / (i - 20) FROM generate_series(1, 30) i")
@@ -199,6 +262,7 @@ def test_random_transactions(conn, seed):
 
 
 # --- exceptions in PL/pgSQL ---------------------------------------------------------------------------------------
+
 
 def test_exceptions_ten_deep(conn):
     """Each level inserts before and after an inner block that fails at some levels: all 1024 patterns of failure."""
@@ -329,18 +393,24 @@ def test_function_that_catches_its_callers_rows(conn):
 
 # --- two-phase commit ---------------------------------------------------------------------------------------------
 
+
 def test_commit_prepared_and_rollback_prepared(conn, db):
     other = db.connect()
     for end, survives in (("COMMIT", True), ("ROLLBACK", False)):
         gid = f"{db.name} {end}"
         before = log_size(other)
-        conn.execute("BEGIN; SELECT audit.set_context(user_id => 'ann'); DELETE FROM t; INSERT INTO t VALUES (1), (2);"
-                     "SAVEPOINT a; UPDATE t SET n = 1; ROLLBACK TO a; UPDATE t SET n = 2 WHERE id = 1;"
-                     "SELECT audit.set_context(user_id => 'bob'); INSERT INTO u VALUES (1) ON CONFLICT (id) DO UPDATE SET n = 1")
+        conn.execute(
+            "BEGIN; SELECT audit.set_context(user_id => 'ann'); DELETE FROM t; INSERT INTO t VALUES (1), (2);"
+            "SAVEPOINT a; UPDATE t SET n = 1; ROLLBACK TO a; UPDATE t SET n = 2 WHERE id = 1;"
+            "SELECT audit.set_context(user_id => 'bob'); INSERT INTO u VALUES (1) ON CONFLICT (id) DO UPDATE SET n = 1"
+        )
         conn.execute(f"PREPARE TRANSACTION '{gid}'")
         # Between the phases the session goes on, with a changeset of its own, and nobody sees what is prepared.
         assert log_size(other) == before
-        conn.execute("SELECT audit.clear_context(); BEGIN; INSERT INTO t VALUES (100), (101); DELETE FROM t WHERE id IN (100, 101); COMMIT")
+        conn.execute(
+            "SELECT audit.clear_context(); BEGIN; INSERT INTO t VALUES (100), (101); DELETE FROM t WHERE id IN (100,"
+            " 101); COMMIT"
+        )
         assert log_size(other) == (before[0] + 1, before[1] + 4)
         check_integrity(conn)
         other.execute(f"{end} PREPARED '{gid}'")
@@ -372,7 +442,9 @@ def test_prepared_transactions_across_a_restart(new_cluster, how):
     cluster = new_cluster()
     with cluster.connect() as conn:
         conn.execute("CREATE EXTENSION audit_ext;" + TABLES)
-        conn.execute("BEGIN; INSERT INTO t SELECT i FROM generate_series(1, 2000) i; SAVEPOINT a; DELETE FROM t; ROLLBACK TO a")
+        conn.execute(
+            "BEGIN; INSERT INTO t SELECT i FROM generate_series(1, 2000) i; SAVEPOINT a; DELETE FROM t; ROLLBACK TO a"
+        )
         conn.execute("PREPARE TRANSACTION 'kept'")
         conn.execute("BEGIN; INSERT INTO t SELECT i FROM generate_series(3001, 5000) i")
         conn.execute("PREPARE TRANSACTION 'dropped'")
@@ -394,6 +466,7 @@ def test_prepared_transactions_across_a_restart(new_cluster, how):
 
 # --- transactions that procedures begin and end -------------------------------------------------------------------
 
+
 def test_procedure_commits_and_rolls_back(conn):
     conn.execute("""
         CREATE PROCEDURE steps() LANGUAGE plpgsql AS $$
@@ -408,7 +481,8 @@ def test_procedure_commits_and_rolls_back(conn):
     found = events(conn, "t")
     # The second of each three is rolled back with the third.
     assert sorted({int(event.image["id"].strip("\0")) for event in found}) == sorted(
-        base + i for i in range(1, 301) if i % 3 == 1 for base in (0, 1000))
+        base + i for i in range(1, 301) if i % 3 == 1 for base in (0, 1000)
+    )
     assert len({event.xid for event in found}) == len({event.changeset_id for event in found}) == 100
     assert all(event.user_id == f"step {int(event.resource_id) % 1000}" for event in found)
 
@@ -416,12 +490,17 @@ def test_procedure_commits_and_rolls_back(conn):
 def test_procedure_that_loops_over_a_cursor(conn):
     conn.execute("INSERT INTO t SELECT i, 0 FROM generate_series(1, 200) i")
     with changes(conn, "t", UPDATE=200):
-        conn.execute("""DO $$ DECLARE r record;
-            BEGIN FOR r IN SELECT id FROM t ORDER BY id LOOP UPDATE t SET n = n + 1 WHERE id = r.id; COMMIT; END LOOP; END $$""")
+        conn.execute(
+            """DO $$ DECLARE r record;
+            BEGIN FOR r IN SELECT id FROM t ORDER BY id LOOP UPDATE t SET n = n + 1 WHERE id = r.id; COMMIT; END LOOP; END $$"""
+        )
 
 
 def test_commit_and_chain(conn):
-    conn.execute("BEGIN; INSERT INTO t VALUES (1); COMMIT AND CHAIN; INSERT INTO t VALUES (2); ROLLBACK AND CHAIN; INSERT INTO t VALUES (3); COMMIT")
+    conn.execute(
+        "BEGIN; INSERT INTO t VALUES (1); COMMIT AND CHAIN; INSERT INTO t VALUES (2); ROLLBACK AND CHAIN; INSERT INTO t"
+        " VALUES (3); COMMIT"
+    )
     found = events(conn, "t")
     assert keys(found) == ["1", "3"]
     assert len({event.xid for event in found}) == 2
@@ -429,32 +508,39 @@ def test_commit_and_chain(conn):
 
 # --- at COMMIT ----------------------------------------------------------------------------------------------------
 
+
 def deferred_copy(conn):
-    conn.execute("""
+    conn.execute(
+        """
         CREATE FUNCTION copy_to_u() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
             IF NEW.n = 13 THEN RAISE 'no' USING ERRCODE = 'P0042'; END IF;
             INSERT INTO u VALUES (NEW.id, NEW.n);
             RETURN NULL;
         END $$;
-        CREATE CONSTRAINT TRIGGER copy_to_u AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION copy_to_u()""")
+        CREATE CONSTRAINT TRIGGER copy_to_u AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION copy_to_u()"""
+    )
 
 
 def test_deferred_trigger_writes_at_commit(conn):
     deferred_copy(conn)
     conn.execute("INSERT INTO t VALUES (1)")
     with changes(conn, "t", "u", INSERT=4001 * 2):
-        conn.execute("BEGIN; INSERT INTO t SELECT generate_series(2, 4001); SAVEPOINT a; INSERT INTO t VALUES (5000); ROLLBACK TO a;"
-                     "INSERT INTO t VALUES (5001); COMMIT")
+        conn.execute(
+            "BEGIN; INSERT INTO t SELECT generate_series(2, 4001); SAVEPOINT a; INSERT INTO t VALUES (5000); ROLLBACK"
+            " TO a;INSERT INTO t VALUES (5001); COMMIT"
+        )
     assert len({event.changeset_id for event in events(conn)}) == 2
 
 
 def test_deferred_trigger_that_writes_into_a_table_with_a_deferred_trigger(conn):
     deferred_copy(conn)
-    conn.execute("""
+    conn.execute(
+        """
         CREATE FUNCTION further() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN IF NEW.id < 20 THEN INSERT INTO t VALUES (NEW.id + 1, 0); END IF; RETURN NULL; END $$;
-        CREATE CONSTRAINT TRIGGER further AFTER INSERT ON u DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION further()""")
+        CREATE CONSTRAINT TRIGGER further AFTER INSERT ON u DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION further()"""
+    )
     with changes(conn, "t", "u", INSERT=40):
         conn.execute("INSERT INTO t VALUES (1, 0)")
 
@@ -496,9 +582,12 @@ def test_deferred_foreign_key_that_fails_at_commit(conn):
 
 # --- contexts and roles -------------------------------------------------------------------------------------------
 
+
 def test_contexts_a_b_a(conn):
-    conn.execute("BEGIN; SET LOCAL audit.user_id = 'A'; INSERT INTO t VALUES (1); SET LOCAL audit.user_id = 'B'; UPDATE t SET n = 2;"
-                 "SET LOCAL audit.user_id = 'A'; UPDATE t SET n = 3; INSERT INTO u VALUES (1); COMMIT")
+    conn.execute(
+        "BEGIN; SET LOCAL audit.user_id = 'A'; INSERT INTO t VALUES (1); SET LOCAL audit.user_id = 'B'; UPDATE t SET n"
+        " = 2;SET LOCAL audit.user_id = 'A'; UPDATE t SET n = 3; INSERT INTO u VALUES (1); COMMIT"
+    )
     found = events(conn)
     assert [(event.user_id, event.seq) for event in found] == [("A", 0), ("B", 1), ("A", 2), ("A", 3)]
     assert len({event.changeset_id for event in found}) == 2
@@ -507,22 +596,29 @@ def test_contexts_a_b_a(conn):
 
 
 def test_context_that_is_rolled_back(conn):
-    conn.execute("BEGIN; SET LOCAL audit.user_id = 'A'; INSERT INTO t VALUES (1); SAVEPOINT s; SET LOCAL audit.user_id = 'B';"
-                 "INSERT INTO t VALUES (2); ROLLBACK TO s; INSERT INTO t VALUES (3); COMMIT")
+    conn.execute(
+        "BEGIN; SET LOCAL audit.user_id = 'A'; INSERT INTO t VALUES (1); SAVEPOINT s; SET LOCAL audit.user_id = 'B';"
+        "INSERT INTO t VALUES (2); ROLLBACK TO s; INSERT INTO t VALUES (3); COMMIT"
+    )
     assert [(event.user_id, event.resource_id, event.seq) for event in events(conn)] == [("A", "1", 0), ("A", "3", 1)]
 
 
 def test_context_first_used_in_what_is_rolled_back(conn):
-    conn.execute("BEGIN; SAVEPOINT s; SET LOCAL audit.user_id = 'A'; INSERT INTO t VALUES (1); SET LOCAL audit.user_id = 'B'; INSERT INTO t VALUES (2);"
-                 "ROLLBACK TO s; SET LOCAL audit.user_id = 'B'; INSERT INTO t VALUES (3); SET LOCAL audit.user_id = 'A'; INSERT INTO t VALUES (4); COMMIT")
+    conn.execute(
+        "BEGIN; SAVEPOINT s; SET LOCAL audit.user_id = 'A'; INSERT INTO t VALUES (1); SET LOCAL audit.user_id = 'B';"
+        " INSERT INTO t VALUES (2);ROLLBACK TO s; SET LOCAL audit.user_id = 'B'; INSERT INTO t VALUES (3); SET LOCAL"
+        " audit.user_id = 'A'; INSERT INTO t VALUES (4); COMMIT"
+    )
     assert [(event.user_id, event.resource_id, event.seq) for event in events(conn)] == [("B", "3", 0), ("A", "4", 1)]
 
 
 def test_hundreds_of_contexts_in_a_transaction(conn):
     with changes(conn, "t", INSERT=500, UPDATE=500):
-        conn.execute("""DO $$ BEGIN
+        conn.execute(
+            """DO $$ BEGIN
             FOR i IN 1 .. 500 LOOP PERFORM audit.set_context(request_id => 'r' || i); INSERT INTO t VALUES (i, 0); END LOOP;
-            FOR i IN 1 .. 500 LOOP PERFORM audit.set_context(request_id => 'r' || i); UPDATE t SET n = i WHERE id = i; END LOOP; END $$""")
+            FOR i IN 1 .. 500 LOOP PERFORM audit.set_context(request_id => 'r' || i); UPDATE t SET n = i WHERE id = i; END LOOP; END $$"""
+        )
     assert log_size(conn) == (500, 1000)
     assert value(conn, "SELECT count(*) FROM audit.changeset WHERE event_count = 2") == 500
 
@@ -535,7 +631,8 @@ def test_context_changes_within_a_statement(conn):
         CREATE TRIGGER as_user AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION as_user()""")
     conn.execute("INSERT INTO t VALUES (1), (2), (3)")
     assert [(event.table_name, event.resource_id, event.user_id) for event in events(conn, "u")] == [
-        ("u", str(i), f"user {i}") for i in (1, 2, 3)]
+        ("u", str(i), f"user {i}") for i in (1, 2, 3)
+    ]
 
 
 def test_security_definer_function_has_its_own_changeset(conn, db, role):
@@ -547,21 +644,27 @@ def test_security_definer_function_has_its_own_changeset(conn, db, role):
     conn.execute("GRANT USAGE ON SCHEMA public TO PUBLIC")
     with db.connect(user=user) as other:
         other.execute("BEGIN; INSERT INTO t VALUES (1); SELECT deputy(2); INSERT INTO t VALUES (3); COMMIT")
-    rows = conn.execute("SELECT resource_id, session_role, effective_role, changeset_id FROM audit.log ORDER BY era, position, command, seq").fetchall()
+    rows = conn.execute(
+        "SELECT resource_id, session_role, effective_role, changeset_id FROM audit.log ORDER BY era, position,"
+        " command, seq"
+    ).fetchall()
     assert [row[:3] for row in rows] == [("1", user, user), ("2", user, owner), ("3", user, user)]
     assert rows[0][3] == rows[2][3] != rows[1][3]
 
 
 def test_set_role_has_its_own_changeset(conn, role):
     name = role()
-    conn.execute(f"GRANT INSERT ON t TO {name}; BEGIN; INSERT INTO t VALUES (1); SET LOCAL ROLE {name}; INSERT INTO t VALUES (2);"
-                 "RESET ROLE; INSERT INTO t VALUES (3); COMMIT")
+    conn.execute(
+        f"GRANT INSERT ON t TO {name}; BEGIN; INSERT INTO t VALUES (1); SET LOCAL ROLE {name}; INSERT INTO t VALUES"
+        " (2);RESET ROLE; INSERT INTO t VALUES (3); COMMIT"
+    )
     rows = conn.execute("SELECT effective_role, session_role FROM audit.log ORDER BY seq").fetchall()
     assert rows == [("postgres", "postgres"), (name, "postgres"), ("postgres", "postgres")]
     assert log_size(conn)[0] == 2
 
 
 # --- isolation levels ---------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
 def test_serialization_failure_and_retry(conn, db, level):

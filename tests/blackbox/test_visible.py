@@ -19,17 +19,36 @@ def log(conn):
 
 def test_after_each_statement(conn, db):
     other = db.connect()
-    conn.execute("BEGIN; SELECT audit.set_context('ann', 'acme', 'r-1', 's-1', '192.0.2.7', 'curl', 'why', '{\"k\": 1}')")
+    conn.execute(
+        "BEGIN; SELECT audit.set_context('ann', 'acme', 'r-1', 's-1', '192.0.2.7', 'curl', 'why', '{\"k\": 1}')"
+    )
     conn.execute("INSERT INTO t VALUES (1, 0)")
     assert log(conn) == [("INSERT", "1", "ann", True)]
     conn.execute("UPDATE t SET n = 1")
     conn.execute("DELETE FROM t")
     conn.execute("TRUNCATE t")
     assert [row[0] for row in log(conn)] == ["INSERT", "UPDATE", "DELETE", "TRUNCATE"]
-    row = conn.execute("""SELECT user_id, tenant_id, request_id, session_id, host(ip_address), user_agent, reason, context, session_role, effective_role,
+    row = conn.execute(
+        """SELECT user_id, tenant_id, request_id, session_id, host(ip_address), user_agent, reason, context, session_role, effective_role,
                                  xid::text = pg_current_xact_id()::text, application_name = current_setting('application_name'), status::text, new_row
-                            FROM audit.log WHERE operation = 'INSERT'""").fetchone()
-    assert row == ("ann", "acme", "r-1", "s-1", "192.0.2.7", "curl", "why", {"k": 1}, "postgres", "postgres", True, True, "success", {"id": 1, "n": 0})
+                            FROM audit.log WHERE operation = 'INSERT'"""
+    ).fetchone()
+    assert row == (
+        "ann",
+        "acme",
+        "r-1",
+        "s-1",
+        "192.0.2.7",
+        "curl",
+        "why",
+        {"k": 1},
+        "postgres",
+        "postgres",
+        True,
+        True,
+        "success",
+        {"id": 1, "n": 0},
+    )
     assert log(other) == []
     pending = conn.execute("SELECT changeset_id, seq, checksum, command FROM audit.log ORDER BY seq").fetchall()
     conn.execute("COMMIT")
@@ -48,15 +67,20 @@ def test_test_that_rolls_back_sees_its_own_context(conn):
 
 
 def test_each_context_has_its_events(conn):
-    conn.execute("BEGIN; SET LOCAL audit.user_id = 'A'; INSERT INTO t VALUES (1); SET LOCAL audit.user_id = 'B'; INSERT INTO t VALUES (2);"
-                 "SET LOCAL audit.user_id = 'A'; INSERT INTO t VALUES (3); SET LOCAL audit.user_id = 'C'")
+    conn.execute(
+        "BEGIN; SET LOCAL audit.user_id = 'A'; INSERT INTO t VALUES (1); SET LOCAL audit.user_id = 'B'; INSERT INTO t"
+        " VALUES (2);SET LOCAL audit.user_id = 'A'; INSERT INTO t VALUES (3); SET LOCAL audit.user_id = 'C'"
+    )
     assert [row[1:3] for row in log(conn)] == [("1", "A"), ("2", "B"), ("3", "A")]
     conn.execute("COMMIT")
     assert [row[1:3] for row in log(conn)] == [("1", "A"), ("2", "B"), ("3", "A")]
 
 
 def test_savepoints(conn):
-    conn.execute("BEGIN; SET LOCAL audit.user_id = 'A'; INSERT INTO t VALUES (1); SAVEPOINT s; SET LOCAL audit.user_id = 'B'; INSERT INTO t VALUES (2)")
+    conn.execute(
+        "BEGIN; SET LOCAL audit.user_id = 'A'; INSERT INTO t VALUES (1); SAVEPOINT s; SET LOCAL audit.user_id = 'B';"
+        " INSERT INTO t VALUES (2)"
+    )
     assert [row[1:3] for row in log(conn)] == [("1", "A"), ("2", "B")]
     conn.execute("ROLLBACK TO s")
     assert [row[1:3] for row in log(conn)] == [("1", "A")]
@@ -113,7 +137,9 @@ def test_partition_written_directly(conn):
 
 
 def test_cursor_opened_before_does_not_see_it(conn):
-    conn.execute("BEGIN; INSERT INTO t VALUES (1); DECLARE c CURSOR FOR SELECT count(*) FROM audit.log; INSERT INTO t VALUES (2)")
+    conn.execute(
+        "BEGIN; INSERT INTO t VALUES (1); DECLARE c CURSOR FOR SELECT count(*) FROM audit.log; INSERT INTO t VALUES (2)"
+    )
     assert conn.execute("FETCH c").fetchone() == (1,)
     assert len(log(conn)) == 2
     conn.execute("COMMIT")

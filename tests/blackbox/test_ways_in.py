@@ -510,6 +510,25 @@ def test_detach_of_a_sub_partitioned_table(sales):
         sales.execute("INSERT INTO sales_4 VALUES (50, 1, 1)")
 
 
+def test_detach_from_a_sub_partitioned_table(sales):
+    """The leaf follows the table at the top, and leaves the one between."""
+    sales.execute("""
+        CREATE TABLE sales_4 PARTITION OF sales FOR VALUES FROM (2030) TO (2040) PARTITION BY LIST (id);
+        CREATE TABLE sales_4a PARTITION OF sales_4 FOR VALUES IN (1);
+        CREATE TABLE sales_4b PARTITION OF sales_4 DEFAULT;
+        INSERT INTO sales VALUES (1, 2030, 1), (2, 2030, 1);
+        ALTER TABLE sales_4 DETACH PARTITION sales_4a""")
+    with changes(sales, "sales_4a", "sales", INSERT=1, UPDATE=2, DELETE=1):
+        sales.execute("INSERT INTO sales_4a VALUES (1, 2031, 1)")
+        sales.execute("UPDATE sales_4a SET amount = 2 WHERE year = 2030")
+        sales.execute("DELETE FROM sales_4a WHERE year = 2030")
+        sales.execute("UPDATE sales SET amount = 2")
+    sales.execute("ALTER TABLE sales_4 ATTACH PARTITION sales_4a FOR VALUES IN (1)")
+    with changes(sales, "sales", INSERT=1, UPDATE=1):
+        sales.execute("INSERT INTO sales VALUES (1, 2033, 1)")
+        sales.execute("UPDATE sales_4a SET amount = 3 WHERE year = 2033")
+
+
 def test_partitions_dropped(sales):
     sales.execute("INSERT INTO sales VALUES (1, 2020, 1), (2, 2021, 1)")
     sales.execute("DROP TABLE sales_1")
@@ -652,6 +671,27 @@ def test_session_replication_role_replica(account):
         account.execute("UPDATE account SET balance = 0")
         account.execute("DELETE FROM account WHERE id = 1")
         account.execute("TRUNCATE account")
+
+
+def test_session_replication_role_replica_on_partitions(sales):
+    """Partitions that stood when auditing began, were added and were attached later."""
+    sales.execute("""
+        CREATE TABLE sales_3 PARTITION OF sales FOR VALUES FROM (2022) TO (2023);
+        CREATE TABLE sales_4 (LIKE sales);
+        ALTER TABLE sales ATTACH PARTITION sales_4 FOR VALUES FROM (2023) TO (2024);
+        CREATE TABLE sales_5 (LIKE sales);
+        SELECT audit.enable('sales_5');
+        ALTER TABLE sales ATTACH PARTITION sales_5 FOR VALUES FROM (2024) TO (2025);
+        SET session_replication_role = replica""")
+    with changes(sales, "sales", INSERT=5, UPDATE=6, DELETE=1, TRUNCATE=1):
+        sales.execute("INSERT INTO sales SELECT 1, y, 0 FROM generate_series(2020, 2024) y")
+        sales.execute("UPDATE sales SET amount = 1")
+        sales.execute("UPDATE sales_5 SET amount = 2")
+        sales.execute("DELETE FROM sales_3")
+        sales.execute("TRUNCATE sales_4")
+    sales.execute("ALTER TABLE sales DETACH PARTITION sales_3")
+    with changes(sales, "sales_3", INSERT=1):
+        sales.execute("INSERT INTO sales_3 VALUES (1, 1, 1)")
 
 
 def await_condition(check, seconds=30):

@@ -287,3 +287,133 @@ pub fn changeset(record: &ChangesetRecord<'_>, out: &mut Vec<u8>) -> Result<()> 
     hex::put(fields.out, &record.events_root)?;
     buf::put(fields.out, b"\"]")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: [u8; 16] =
+        [0x01, 0x8c, 0x2f, 0x6e, 0x7d, 0x3a, 0x71, 0x23, 0x8a, 0xbc, 0x01, 0x23, 0x45, 0x67, 0x89, 0xab];
+
+    fn an_event() -> EventRecord<'static> {
+        EventRecord {
+            changeset_id: ID,
+            seq: 3,
+            command: 7,
+            occurred_at_us: 1_701_576_306_123_456,
+            schema: Some(b"public"),
+            table: Some(b"Order \"x\""),
+            operation: Operation::Update,
+            action: None,
+            status: Status::Success,
+            resource: None,
+            resource_id: Some(b"4711"),
+            row_image: Some("{\"id\": 4711, \"näme\": \"a\\nb\"}".as_bytes()),
+            old_values: Some("{\"näme\": \"c\"}".as_bytes()),
+            details: Some(b"{\"soft_delete\": true}"),
+        }
+    }
+
+    /// Printed by PostgreSQL 15: `jsonb_build_array('audit_ext/event/1', …)::text` of the same values.
+    #[test]
+    fn event_is_what_postgresql_prints() {
+        let mut out = b"left over".to_vec();
+        event(&an_event(), &mut out).unwrap();
+        assert_eq!(
+            std::str::from_utf8(&out).unwrap(),
+            "[\"audit_ext/event/1\", \"018c2f6e-7d3a-7123-8abc-0123456789ab\", 3, 7, 1701576306123456, \"public\", \
+             \"Order \\\"x\\\"\", \"UPDATE\", null, \"success\", null, \"4711\", {\"id\": 4711, \"näme\": \"a\\nb\"}, \
+             {\"näme\": \"c\"}, {\"soft_delete\": true}]"
+        );
+    }
+
+    #[test]
+    fn absent_fields_are_null() {
+        let record = EventRecord {
+            schema: None,
+            table: None,
+            operation: Operation::Application,
+            action: Some(b"user.invited"),
+            resource: Some(b"user"),
+            resource_id: None,
+            row_image: None,
+            old_values: None,
+            details: None,
+            ..an_event()
+        };
+        let mut out = Vec::new();
+        event(&record, &mut out).unwrap();
+        assert_eq!(
+            std::str::from_utf8(&out).unwrap(),
+            "[\"audit_ext/event/1\", \"018c2f6e-7d3a-7123-8abc-0123456789ab\", 3, 7, 1701576306123456, null, null, \
+             \"APPLICATION\", \"user.invited\", \"success\", \"user\", null, null, null, null]"
+        );
+    }
+
+    fn a_changeset() -> ChangesetRecord<'static> {
+        ChangesetRecord {
+            id: ID,
+            occurred_at_us: 1_701_576_306_123_456,
+            era: 2,
+            position: Some(0x16_B374_D848),
+            xid: 18_446_744_073_709_551_610,
+            user_id: Some(b"erika"),
+            tenant_id: Some(b"tenant \"1\""),
+            request_id: None,
+            session_id: Some(b"tab\there"),
+            ip_address: Some(b"192.0.2.1/32"),
+            user_agent: Some(b"agent"),
+            reason: Some("weil's sein muß".as_bytes()),
+            context: Some(b"{\"a\": [1, 2], \"b\": 1}"),
+            session_role: Some(b"postgres"),
+            effective_role: Some(b"app"),
+            application_name: Some(b"psql"),
+            client_addr: None,
+            client_port: None,
+            backend_pid: 4242,
+            statement: Some(b"UPDATE x"),
+            origin: Origin::Trigger,
+            event_count: 5,
+            events_root: crate::checksum::sha256(b"x"),
+        }
+    }
+
+    /// Printed by PostgreSQL 15: `jsonb_build_array('audit_ext/changeset/1', …)::text` of the same values.
+    #[test]
+    fn changeset_is_what_postgresql_prints() {
+        let mut out = Vec::new();
+        changeset(&a_changeset(), &mut out).unwrap();
+        assert_eq!(
+            std::str::from_utf8(&out).unwrap(),
+            "[\"audit_ext/changeset/1\", \"018c2f6e-7d3a-7123-8abc-0123456789ab\", 1701576306123456, 2, 97500059720, \
+             \"18446744073709551610\", \"erika\", \"tenant \\\"1\\\"\", null, \"tab\\there\", \"192.0.2.1/32\", \"agent\", \
+             \"weil's sein muß\", {\"a\": [1, 2], \"b\": 1}, \"postgres\", \"app\", \"psql\", null, null, 4242, \
+             \"UPDATE x\", \"trigger\", 5, \"2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881\"]"
+        );
+    }
+
+    #[test]
+    fn a_changeset_without_position_over_tcp() {
+        let record = ChangesetRecord { position: None, client_port: Some(5432), ..a_changeset() };
+        let mut out = Vec::new();
+        changeset(&record, &mut out).unwrap();
+        let text = std::str::from_utf8(&out).unwrap();
+        assert!(text.contains(", 2, null, \"18446744073709551610\""));
+        assert!(text.contains(", null, 5432, 4242, "));
+    }
+
+    #[test]
+    fn names_come_back() {
+        for operation in Operation::ALL {
+            assert_eq!(operation.as_str().parse(), Ok(*operation));
+        }
+        for status in Status::ALL {
+            assert_eq!(status.as_str().parse(), Ok(*status));
+        }
+        for origin in Origin::ALL {
+            assert_eq!(origin.as_str().parse(), Ok(*origin));
+        }
+        assert_eq!("insert".parse::<Operation>(), Err(UnknownName));
+        assert_eq!(UnknownName.to_string(), "unknown name");
+    }
+}

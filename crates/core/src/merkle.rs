@@ -101,3 +101,96 @@ pub fn root(leaves: impl Iterator<Item = Hash>) -> Hash {
     leaves.for_each(|leaf| frontier.push(&leaf));
     frontier.root()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hex;
+    use proptest::prelude::*;
+
+    /// The definition, word for word.
+    fn naive(leaves: &[Hash]) -> Hash {
+        match leaves {
+            [] => Sha256::digest(b"").into(),
+            [leaf] => leaf_hash(leaf),
+            _ => {
+                let split = leaves.len().next_power_of_two() / 2;
+                node_hash(&naive(&leaves[..split]), &naive(&leaves[split..]))
+            }
+        }
+    }
+
+    fn leaves(count: usize) -> Vec<Hash> {
+        (0..count).map(|i| Sha256::digest(i.to_le_bytes()).into()).collect()
+    }
+
+    fn text(hash: &Hash) -> String {
+        let mut out = Vec::new();
+        hex::put(&mut out, hash).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn the_empty_tree() {
+        let frontier = Frontier::default();
+        assert!(frontier.is_empty());
+        assert_eq!(text(&frontier.root()), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+    }
+
+    #[test]
+    fn every_size_up_to_300() {
+        let leaves = leaves(300);
+        let mut frontier = Frontier::new();
+        for (count, leaf) in leaves.iter().enumerate() {
+            assert_eq!(frontier.root(), naive(&leaves[..count]));
+            assert_eq!(frontier.len(), count as u64);
+            frontier.push(leaf);
+        }
+        assert_eq!(root(leaves.iter().copied()), naive(&leaves));
+    }
+
+    const ROOTS: [(u8, &str); 7] = [
+        (1, "7f9c9e31ac8256ca2f258583df262dbc7d6f68f2a03043d5c99a4ae5a7396ce9"),
+        (2, "28fb81e496897e0ce886f08602392e9239b65c659041e5202163e58ad898f444"),
+        (3, "ba8d94b7fbcecae7b81c4c80574fe24734a6917bf9c1ecd66ff3e0c34ead4620"),
+        (5, "85e20cac1f02fda7bcdb2fc3f908568c57018c77815f1fa361acad13994f08bf"),
+        (8, "f907f23f76aa01b755a614d31ef9832909f44638b4590073301e61e6d01f9a1d"),
+        (13, "cebcf8c0a77418c03d4694b0e14ccebed8416ff87d3ad4da873423948f8622fd"),
+        (200, "01d65e2c60c4bed83c5931880e64801f2c27f8f2469b51e83483462e4e68d1ca"),
+    ];
+
+    /// Recomputed with Python's hashlib over leaves of 32 bytes 0x00, 0x01, … each.
+    #[test]
+    fn fixed_roots() {
+        for (count, expected) in ROOTS {
+            assert_eq!(text(&root((0..count).map(|i| [i; 32]))), expected, "{count} leaves");
+        }
+    }
+
+    #[test]
+    fn going_back_to_a_copy() {
+        let leaves = leaves(40);
+        let mut frontier = Frontier::new();
+        let mut saved = Frontier::new();
+        for count in 0..leaves.len() {
+            saved.copy_from(&frontier);
+            for leaf in &leaves[..7] {
+                frontier.push(leaf);
+            }
+            frontier.copy_from(&saved);
+            assert_eq!(frontier.clone().root(), naive(&leaves[..count]));
+            frontier.push(&leaves[count]);
+        }
+        frontier.clear();
+        assert_eq!(frontier.root(), naive(&[]));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn equals_the_definition(leaves in proptest::collection::vec(any::<Hash>(), 0..200)) {
+            prop_assert_eq!(root(leaves.iter().copied()), naive(&leaves));
+        }
+    }
+}

@@ -32,3 +32,27 @@ pub fn put(out: &mut Vec<u8>, cents: i64) -> Result<()> {
     }
     buf::put(out, &text[at..])
 }
+
+#[cfg(test)]
+mod tests {
+    /// As printed by PostgreSQL 15 with lc_monetary = 'C'.
+    #[test]
+    fn prints_as_cash_out() {
+        for (cents, expected) in [
+            (0, "$0.00"),
+            (5, "$0.05"),
+            (-100, "-$1.00"),
+            (123_456, "$1,234.56"),
+            (-123_456_789, "-$1,234,567.89"),
+            (10_000, "$100.00"),
+            (99_999, "$999.99"),
+            (100_000, "$1,000.00"),
+            (i64::MAX, "$92,233,720,368,547,758.07"),
+            (i64::MIN, "-$92,233,720,368,547,758.08"),
+        ] {
+            let mut text = Vec::new();
+            super::put(&mut text, cents).unwrap();
+            assert_eq!(std::str::from_utf8(&text).unwrap(), expected);
+        }
+    }
+}

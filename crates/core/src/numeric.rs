@@ -399,3 +399,88 @@ pub fn print(payload: &[u8], out: &mut Vec<u8>) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoded(text: &str) -> Result<Vec<u8>> {
+        let mut out = Vec::new();
+        encode_decimal(text.as_bytes(), &mut out).map(|()| out)
+    }
+
+    fn printed(payload: &[u8]) -> String {
+        let mut out = Vec::new();
+        print(payload, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    fn normal(payload: &[u8]) -> Result<Vec<u8>> {
+        let mut out = Vec::new();
+        put_normal(payload, &mut out).map(|()| out)
+    }
+
+    #[test]
+    fn literals_as_numeric_in_reads_them() {
+        for (text, expected) in [
+            ("+1", "1"),
+            (".5", "0.5"),
+            ("5.", "5"),
+            ("-.5e1", "-5"),
+            ("1.20e1", "12.0"),
+            ("12e-1", "1.2"),
+            ("0e1000000", "0"),
+            ("-0.00", "0.00"),
+            ("00012.3400", "12.3400"),
+            ("12345678901234567890.5", "12345678901234567890.5"),
+        ] {
+            assert_eq!(printed(&encoded(text).unwrap()), expected, "{text}");
+        }
+        for text in ["", "-", ".", "1e", "1e+", "1x", "1.2.3", "e5", "1e5x", "1 "] {
+            assert_eq!(encoded(text), Err(Error::InvalidJson), "{text:?}");
+        }
+        assert_eq!(check_decimal(b"1e131072"), Err(OUT_OF_RANGE));
+        assert_eq!(check_decimal(b"1e1073741823"), Err(OUT_OF_RANGE));
+        assert_eq!(check_decimal(b"0.1e-1073741822"), Err(OUT_OF_RANGE));
+        assert_eq!(check_decimal(b"1e1073741822"), Err(OUT_OF_RANGE));
+        assert_eq!(check_decimal(b"1e131071"), Ok(()));
+    }
+
+    #[test]
+    fn old_forms_are_stored_anew() {
+        let one = encoded("1").unwrap();
+        // the long form of 1, zeros around its digit
+        assert_eq!(normal(&[0, 0, 0, 0, 1, 0]).unwrap(), one);
+        assert_eq!(normal(&[0, 0, 1, 0, 0, 0, 1, 0, 0, 0]).unwrap(), one);
+        // the short form with zeros, negative zero, zero with a weight
+        assert_eq!(normal(&[0x01, 0x80, 0, 0, 1, 0]).unwrap(), one);
+        assert_eq!(normal(&[0x00, 0x80, 1, 0, 0, 0]).unwrap(), one);
+        assert_eq!(normal(&[0x05, 0xa1, 0, 0]).unwrap(), encoded("0.00").unwrap());
+        assert_eq!(normal(&[0x00, 0x40, 0, 0, 1, 0]).unwrap(), encoded("-1").unwrap());
+        assert_eq!(normal(&encoded("1e300").unwrap()).unwrap(), encoded("1e300").unwrap());
+        assert_eq!(normal(&encoded("0.5").unwrap()).unwrap(), encoded("0.5").unwrap());
+    }
+
+    #[test]
+    fn special_values_have_names() {
+        assert_eq!(not_finite(&[0x00, 0xc0]), Ok(Some("NaN")));
+        // NaN in the four bytes of before 9.1
+        assert_eq!(not_finite(&[0x00, 0xc0, 0, 0]), Ok(Some("NaN")));
+        assert_eq!(not_finite(&[0x00, 0xd0]), Ok(Some("Infinity")));
+        assert_eq!(not_finite(&[0x00, 0xf0]), Ok(Some("-Infinity")));
+        assert_eq!(not_finite(&encoded("1").unwrap()), Ok(None));
+        assert_eq!(printed(&[0x00, 0xf0]), "-Infinity");
+        assert_eq!(normal(&[0x00, 0xc0]), Err(MALFORMED));
+    }
+
+    #[test]
+    fn malformed_payloads_are_refused() {
+        for payload in [&[][..], &[1], &[0, 0], &[0, 0, 0], &[0, 0x80, 1]] {
+            assert_eq!(print(payload, &mut Vec::new()), Err(MALFORMED), "{payload:?}");
+            assert!(normal(payload).is_err(), "{payload:?}");
+        }
+        assert_eq!(not_finite(&[1]), Err(MALFORMED));
+        // a digit beyond 9999
+        assert_eq!(printed(&[0, 0x80, 0xff, 0xff]), "9999");
+    }
+}

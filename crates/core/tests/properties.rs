@@ -175,7 +175,7 @@ fn from_serde(value: serde_json::Value) -> Value {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn writer_equals_the_model(value in value()) {
@@ -212,7 +212,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_rolled_back_leaves_no_trace(values in vec((value(), value()), 0..40)) {
+    fn what_is_rolled_back_leaves_no_trace(values in vec((value(), value()), 0..6)) {
         let mut writer = Writer::new();
         let mut kept = Vec::new();
         writer.begin_array(values.len()).unwrap();

@@ -39,7 +39,8 @@ SELECT statement, pg_temp.outcome(statement) FROM (VALUES
     ($$SELECT audit.enable('t', exclude_columns => '{n,nope}')$$), ($$SELECT audit.enable('t', mask_columns => '{nope}')$$),
     ($$SELECT audit.enable('t', soft_delete_column => 'nope')$$), ($$SELECT audit.enable('t', exclude_columns => '{ctid}')$$),
     ($$SELECT audit.enable('t', exclude_columns => '{NULL}')$$), ($$SELECT audit.enable('t', require_context => '{NULL}')$$),
-    ($$SELECT audit.enable('t', require_context => '{""}')$$),
+    ($$SELECT audit.enable('t', require_context => '{""}')$$), ($$SELECT audit.enable('t', require_context => '{user_id,shoe_size}')$$),
+    ($$SELECT audit.enable('t', exclude_columns => '{n}', mask_columns => '{n}')$$),
     -- Not enabled.
     ($$SELECT audit.disable('t')$$), ($$SELECT audit.disable('v')$$), ($$SELECT audit.disable('no_such_table')$$),
     ($$SELECT audit.enable_schema('no_such_schema')$$)

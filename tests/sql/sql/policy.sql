@@ -82,12 +82,6 @@ DELETE FROM guarded;
 TRUNCATE guarded;
 SELECT * FROM guarded;
 RESET audit.reason;
-SELECT audit.enable('guarded', require_context => '{ticket}');
-SET audit.context = '{"ticket": null}';
-UPDATE guarded SET n = 3;
-SET audit.context = '{"ticket": "T-1"}';
-UPDATE guarded SET n = 3;
-RESET audit.context;
 SELECT operation, new_row FROM recorded WHERE resource = 'contract_policy.guarded';
 -- The hint names the call that helps.
 SELECT audit.enable('guarded', require_context => '{user_id}');

@@ -102,3 +102,52 @@ pub fn parse_inet(text: &str) -> Result<Inet, ContextError> {
         hint: "Write addresses in full, such as 192.0.2.1 or 2001:db8::1.",
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_addresses_are_read() {
+        let v4 = parse_inet("192.0.2.1").unwrap();
+        assert_eq!((v4.family, v4.bits, v4.octets()), (Family::V4, 32, &[192, 0, 2, 1][..]));
+        assert_eq!(parse_inet("192.0.2.1/24").unwrap().bits, 24);
+        assert_eq!(parse_inet("0.0.0.0/0").unwrap().bits, 0);
+        let v6 = parse_inet("2001:db8::1").unwrap();
+        assert_eq!((v6.family, v6.bits, v6.octets()[15]), (Family::V6, 128, 1));
+        assert_eq!(parse_inet("::/0").unwrap().bits, 0);
+        assert_eq!(parse_inet("::ffff:192.0.2.1/128").unwrap().octets()[12..], [192, 0, 2, 1]);
+        assert_eq!(v6.ip().to_string(), "2001:db8::1");
+        assert_eq!(v4.ip().to_string(), "192.0.2.1");
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        for text in [
+            "", " 192.0.2.1", "192.0.2.1 ", "192.0.2", "10/8", "192.0.2.256", "192.0.2.01", "192.0.2.1/33", "192.0.2.1/",
+            "192.0.2.1/024", "192.0.2.1/+8", "192.0.2.1/8/8", "2001:db8::1/129", "2001:db8", "fe80::1%eth0", "localhost",
+            "[::1]", "192.0.2.1:80", "::1::",
+        ] {
+            let error = parse_inet(text).unwrap_err();
+            assert_eq!(error.kind, ContextErrorKind::NotAnAddress, "{text}");
+        }
+        let error = parse_inet(&"x".repeat(10_000)).unwrap_err();
+        assert!(error.detail.len() < 200);
+    }
+
+    #[test]
+    fn networks_hold_their_addresses() {
+        let holds = |network: &str, ip: &str| parse_inet(network).unwrap().contains(ip.parse().unwrap());
+        assert!(holds("10.0.0.0/8", "10.255.0.1"));
+        assert!(!holds("10.0.0.0/8", "11.0.0.1"));
+        assert!(holds("192.0.2.128/25", "192.0.2.129"));
+        assert!(!holds("192.0.2.128/25", "192.0.2.127"));
+        assert!(holds("192.0.2.1", "192.0.2.1"));
+        assert!(!holds("192.0.2.1", "192.0.2.2"));
+        assert!(holds("0.0.0.0/0", "255.255.255.255"));
+        assert!(!holds("0.0.0.0/0", "::1"));
+        assert!(holds("2001:db8::/33", "2001:db8:7fff::1"));
+        assert!(!holds("2001:db8::/33", "2001:db8:8000::1"));
+        assert!(holds("::/0", "2001:db8::1"));
+    }
+}

@@ -97,3 +97,35 @@ pub fn check_context(json: &[u8]) -> Result<(), ContextError> {
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strings_end_at_the_limit() {
+        assert_eq!(check_string(&[b'x'; MAX_STRING]), Ok(()));
+        let error = check_string(&[b'x'; MAX_STRING + 1]).unwrap_err();
+        assert_eq!(error.kind, ContextErrorKind::TooLong);
+        assert_eq!(
+            error.to_string(),
+            "context value is too long: The value has 8193 bytes; at most 8192 are allowed."
+        );
+    }
+
+    #[test]
+    fn a_context_is_an_object_that_jsonb_can_hold() {
+        assert_eq!(check_context(b"{}"), Ok(()));
+        assert_eq!(check_context(" {\"ä\": [1, {}]}\n".as_bytes()), Ok(()));
+        let kind = |json: &[u8]| check_context(json).unwrap_err().kind;
+        for scalar in [&b"[]"[..], b"1", b"null", b"\"{}\""] {
+            assert_eq!(kind(scalar), ContextErrorKind::NotAnObject);
+        }
+        for text in [&b""[..], b"{", b"{a: 1}", b"{\"a\": \"\\u0000\"}", b"{\"a\": 1e131072}"] {
+            assert_eq!(kind(text), ContextErrorKind::NotJson);
+        }
+        let large = format!("{{\"a\": \"{}\"}}", "x".repeat(MAX_CONTEXT));
+        assert_eq!(kind(large.as_bytes()), ContextErrorKind::TooLong);
+        assert_eq!(check_context(&large.as_bytes()[..0]).unwrap_err().hint, "Pass a JSON object such as {\"ticket\": \"4711\"}.");
+    }
+}

@@ -60,3 +60,80 @@ pub fn client_ip(
     let client = forwarded.or_else(|| x_real_ip.and_then(header_address));
     client.map(Inet::host).or(remote)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::context::parse_inet;
+
+    fn client(forwarded: Option<&str>, real: Option<&str>, remote: Option<&str>, trusted: &[&str]) -> Option<String> {
+        let trusted: Vec<Inet> = trusted.iter().map(|text| parse_inet(text).unwrap()).collect();
+        let remote = remote.map(|text| parse_inet(text).unwrap());
+        client_ip(forwarded, real, remote, &trusted).map(|inet| inet.ip().to_string())
+    }
+
+    fn ip(text: &str) -> Option<String> {
+        Some(text.to_owned())
+    }
+
+    const PROXIES: &[&str] = &["10.0.0.0/8", "2001:db8::/32"];
+
+    #[test]
+    fn a_connection_from_elsewhere_is_the_client() {
+        assert_eq!(client(Some("1.2.3.4"), Some("1.2.3.4"), Some("198.51.100.1"), PROXIES), ip("198.51.100.1"));
+        assert_eq!(client(Some("1.2.3.4"), None, Some("198.51.100.1"), &[]), ip("198.51.100.1"));
+        assert_eq!(client(None, None, None, PROXIES), None);
+    }
+
+    #[test]
+    fn the_right_most_address_that_is_no_proxy() {
+        let from_proxy = |forwarded| client(Some(forwarded), Some("9.9.9.9"), Some("10.0.0.1"), PROXIES);
+        assert_eq!(from_proxy("1.2.3.4"), ip("1.2.3.4"));
+        // the left one was written by 1.2.3.4 itself
+        assert_eq!(from_proxy("127.0.0.1, 1.2.3.4"), ip("1.2.3.4"));
+        assert_eq!(from_proxy("6.6.6.6, 1.2.3.4,10.1.1.1 ,\t2001:db8::5"), ip("1.2.3.4"));
+        assert_eq!(from_proxy("1.2.3.4, ,"), ip("1.2.3.4"));
+        assert_eq!(from_proxy("2a00::1, 10.9.9.9"), ip("2a00::1"));
+    }
+
+    #[test]
+    fn ports_brackets_and_mapped_addresses() {
+        let from_proxy = |forwarded| client(Some(forwarded), None, Some("10.0.0.1"), PROXIES);
+        assert_eq!(from_proxy("1.2.3.4:56789"), ip("1.2.3.4"));
+        assert_eq!(from_proxy("[2a00::1]"), ip("2a00::1"));
+        assert_eq!(from_proxy("[2a00::1]:443"), ip("2a00::1"));
+        assert_eq!(from_proxy("1.2.3.4, ::ffff:10.0.0.2"), ip("1.2.3.4"));
+        assert_eq!(from_proxy("::ffff:1.2.3.4"), ip("1.2.3.4"));
+        assert_eq!(client(Some("1.2.3.4"), None, Some("::ffff:10.0.0.1"), PROXIES), ip("1.2.3.4"));
+        assert_eq!(client(Some("1.2.3.4"), None, Some("10.0.0.1"), &["::ffff:10.0.0.0/104"]), ip("1.2.3.4"));
+    }
+
+    #[test]
+    fn what_cannot_be_read_ends_the_walk() {
+        let from_proxy = |forwarded| client(Some(forwarded), Some("9.9.9.9"), Some("10.0.0.1"), PROXIES);
+        assert_eq!(from_proxy("1.2.3.4, unknown, 10.0.0.2"), ip("10.0.0.2"));
+        assert_eq!(from_proxy("1.2.3.4, unknown"), ip("9.9.9.9"));
+        assert_eq!(from_proxy("1.2.3.4/24"), ip("9.9.9.9"));
+        assert_eq!(from_proxy("[1.2.3.4]"), ip("9.9.9.9"));
+    }
+
+    #[test]
+    fn only_proxies_on_the_way() {
+        assert_eq!(client(Some("10.0.0.3, 10.0.0.2"), None, Some("10.0.0.1"), PROXIES), ip("10.0.0.3"));
+    }
+
+    #[test]
+    fn without_x_forwarded_for() {
+        assert_eq!(client(None, Some("1.2.3.4"), Some("10.0.0.1"), PROXIES), ip("1.2.3.4"));
+        assert_eq!(client(Some(""), Some(" 1.2.3.4 "), Some("10.0.0.1"), PROXIES), ip("1.2.3.4"));
+        assert_eq!(client(None, Some("rubbish"), Some("10.0.0.1"), PROXIES), ip("10.0.0.1"));
+        assert_eq!(client(None, None, Some("10.0.0.1"), PROXIES), ip("10.0.0.1"));
+    }
+
+    #[test]
+    fn an_unknown_connection_is_believed() {
+        assert_eq!(client(Some("6.6.6.6, 1.2.3.4"), None, None, &[]), ip("1.2.3.4"));
+        assert_eq!(client(None, Some("1.2.3.4"), None, &[]), ip("1.2.3.4"));
+        assert_eq!(client(Some("unknown"), None, None, &[]), None);
+    }
+}

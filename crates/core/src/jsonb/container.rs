@@ -161,6 +161,9 @@ pub fn put_scalar(scalar: Member<'_>, out: &mut Output) -> Result<u32> {
 /// Appends a container: its bytes as stored, and its text. `open` is what is kept of the containers around the one being
 /// printed; `depth` is how deep the root stands.
 pub fn put(root: &[u8], out: &mut Output, open: &mut Vec<Cursor>, depth: usize) -> Result<()> {
+    if depth >= MAX_DEPTH {
+        return Err(TOO_DEEP);
+    }
     out.pad()?;
     buf::put(&mut out.jsonb, root)?;
     print(root, &mut out.text, open, depth)
@@ -193,10 +196,11 @@ fn print(root: &[u8], out: &mut Vec<u8>, open: &mut Vec<Cursor>, depth: usize) -
         };
         if value.kind != CONTAINER {
             value.print(out)?;
-        } else if depth + open.len() >= MAX_DEPTH {
-            return Err(TOO_DEEP);
         } else {
             buf::push(open, cursor)?;
+            if depth + open.len() >= MAX_DEPTH {
+                return Err(TOO_DEEP);
+            }
             cursor = enter(root, value.start.next_multiple_of(4), value.start + value.bytes.len(), out)?;
         }
         if out.len() > MAX_TEXT {

@@ -39,11 +39,12 @@ enum Kind {
 struct Frame {
     kind: Kind,
     members: Members,
-    /// An object's labels: where they begin among all labels, how far they are used, and the next one's end.
+    /// An object's labels: where they begin among all labels, and how far they are used.
     labels: u32,
     used: u32,
-    next_end: u32,
+    /// Where the labels' ends begin, and the next one.
     first_end: u32,
+    next_end: u32,
 }
 
 /// A place to go back to: see [`Writer::rollback`].
@@ -145,9 +146,11 @@ impl Writer {
         if self.top.kind != Kind::Object {
             return Err(NOT_OPEN);
         }
-        self.labels.truncate(self.top.labels as usize);
-        self.label_ends.truncate(self.top.first_end as usize);
-        self.end_container(b'}')
+        let object = self.top;
+        self.end_container(b'}')?;
+        self.labels.truncate(object.labels as usize);
+        self.label_ends.truncate(object.first_end as usize);
+        Ok(())
     }
 
     /// Begins an array; `count` values follow, then [`Writer::end_array`].

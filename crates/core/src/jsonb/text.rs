@@ -87,3 +87,37 @@ fn put_escaped(out: &mut Vec<u8>, mut rest: &[u8]) -> Result<()> {
         rest = after;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_at_every_place() {
+        for length in 1..40 {
+            for place in 0..length {
+                for byte in 0..=255u8 {
+                    let mut string = vec![0xe4; length];
+                    string[place] = byte;
+                    let escape = match byte {
+                        b'"' => b"\\\"".to_vec(),
+                        b'\\' => b"\\\\".to_vec(),
+                        8 => b"\\b".to_vec(),
+                        9 => b"\\t".to_vec(),
+                        10 => b"\\n".to_vec(),
+                        12 => b"\\f".to_vec(),
+                        13 => b"\\r".to_vec(),
+                        0..0x20 => format!("\\u{byte:04x}").into_bytes(),
+                        _ => vec![byte],
+                    };
+                    let mut out = Vec::new();
+                    put_quoted(&mut out, &string).unwrap();
+                    let expected = [b"\"", &string[..place], &escape, &string[place + 1..], b"\""].concat();
+                    assert_eq!(out, expected);
+                    assert_eq!(is_plain(&string), escape.len() == 1);
+                    assert_eq!(plain_prefix(&string), if escape.len() == 1 { length } else { place });
+                }
+            }
+        }
+    }
+}
