@@ -187,6 +187,7 @@ COMMENT ON COLUMN policy.enabled_by IS 'Session role that enabled it.';
 
 CREATE TABLE schema_policy (
     schema_name        text        PRIMARY KEY,
+    schema_id          oid         NOT NULL,
     include_future     boolean     NOT NULL,
     exclude_columns    text[]      NOT NULL DEFAULT '{}',
     mask_columns       text[]      NOT NULL DEFAULT '{}',

@@ -156,7 +156,7 @@ GRANT EXECUTE ON FUNCTION set_context(text, text, text, text, inet, text, text, 
 -- Last, so that they do not see this script.
 CREATE EVENT TRIGGER audit_ddl_command_end ON ddl_command_end
     WHEN TAG IN ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'ALTER TABLE', 'CREATE FOREIGN TABLE',
-                 'ALTER FOREIGN TABLE', 'CREATE SCHEMA', 'IMPORT FOREIGN SCHEMA')
+                 'ALTER FOREIGN TABLE', 'CREATE SCHEMA', 'ALTER SCHEMA', 'IMPORT FOREIGN SCHEMA')
     EXECUTE FUNCTION ddl_command_end();
 ALTER EVENT TRIGGER audit_ddl_command_end ENABLE ALWAYS;
 CREATE EVENT TRIGGER audit_sql_drop ON sql_drop EXECUTE FUNCTION sql_drop();

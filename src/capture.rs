@@ -3,14 +3,12 @@
 use std::cell::Cell;
 
 use audit_core::canonical::{Operation, Origin, Status};
-use audit_core::checksum;
 use audit_core::error::Error as CoreError;
 use audit_core::jsonb::{KeyBlock, Writer};
-use pgrx::pg_sys::Datum;
 
 use crate::error::Error;
 use crate::layouts::{Column, Layout};
-use crate::pg::encode::text_of;
+use crate::pg::encode::{digest, text_length};
 use crate::pg::relation::Row;
 use crate::pg::{compare, env, session};
 use crate::transaction::{self, Event, Image};
@@ -71,7 +69,10 @@ pub fn row(layout: &Layout, change: &Change) -> Result<(), Error> {
     let mut scratch = Scratch::take();
     let recorded = write(layout, change, &mut scratch);
     scratch.give_back();
-    recorded
+    recorded.map_err(|error| match error {
+        Error::RowTooLarge { .. } => Error::RowTooLarge { table: layout.resource_text() },
+        other => other,
+    })
 }
 
 /// Records that all rows went.
@@ -141,7 +142,7 @@ fn write(layout: &Layout, change: &Change, scratch: &mut Scratch) -> Result<(), 
         command: change.command,
         action: None,
         resource: None,
-        resource_id: (!layout.key.is_empty()).then_some(scratch.key.as_slice()),
+        resource_id: layout.has_key().then_some(scratch.key.as_slice()),
         row_image: Some(Image::of(&scratch.image)),
         old_values: change.old.is_some().then(|| Image::of(&scratch.old_values)),
         details: has_details.then(|| Image::of(&scratch.details)),
@@ -264,6 +265,11 @@ impl Layout {
         String::from_utf8_lossy(&self.resource).into_owned()
     }
 
+    /// Whether rows have a `resource_id`: a key, of which something is recorded.
+    fn has_key(&self) -> bool {
+        self.key.iter().any(Option::is_some)
+    }
+
     /// Whether the soft-delete column became true, or non-null where it is no boolean.
     fn is_soft_delete(&self, old: Row, new: Row) -> bool {
         let Some((index, is_boolean)) = self.soft_delete else { return false };
@@ -291,7 +297,7 @@ impl Column {
             return Ok(out.string(MASK)?);
         }
         let value = row.values[self.index];
-        if !self.encoder.may_exceed_jsonb() && limit.is_none() {
+        if !self.encoder.may_be_large() {
             return Ok(self.encoder.write(value, out)?);
         }
         let mark = out.mark();
@@ -301,21 +307,19 @@ impl Column {
         } else {
             self.encoder.write(value, out)
         };
-        match written {
-            Ok(()) if !is_over(out.value_text_len(&mark)) => Ok(()),
-            Ok(()) | Err(CoreError::TooLarge | CoreError::NotJsonb(_)) => {
-                out.rollback(&mark);
-                self.write_digest(value, out)
+        let fits = match written {
+            // JSON text is never shorter than the value's own text but for a few deeply nested arrays.
+            Ok(()) => {
+                !is_over(out.value_text_len(&mark)) || !is_over(text_length(self.type_id, &self.encoder, value))
             }
-            Err(error) => Err(error.into()),
+            Err(CoreError::TooLarge | CoreError::NotJsonb(_)) => false,
+            Err(error) => return Err(error.into()),
+        };
+        if !fits {
+            out.rollback(&mark);
+            let (sha256, length) = digest(self.type_id, &self.encoder, value);
+            out.digest(&sha256, length)?;
         }
-    }
-
-    fn write_digest(&self, value: Datum, out: &mut Writer) -> Result<(), Error> {
-        let (digest, size) = text_of(self.type_id, &self.encoder, value, |text| {
-            let text = session::to_utf8(text);
-            (checksum::sha256(&text), text.len() as u64)
-        });
-        Ok(out.digest(&digest, size)?)
+        Ok(())
     }
 }

@@ -11,14 +11,11 @@ pub fn command_end() -> Result<(), Error> {
     let mut arrived = Vec::new();
     {
         let acting = Acting::begin()?;
+        policies::follow_renamed_schemas()?;
         for (table, arrival) in policies::touched_tables()? {
-            // Partitions detached and children that no longer inherit are none of its descendants any more.
-            let mut affected: Vec<_> = policies::followers(table)?.into_iter().map(|t| (t, Arrival::Known)).collect();
-            affected.extend(
-                with_descendants(table, pgrx::pg_sys::AccessShareLock)
-                    .into_iter()
-                    .map(|t| (t, if t == table { arrival } else { Arrival::Known })),
-            );
+            let descendants = with_descendants(table, pgrx::pg_sys::AccessShareLock);
+            let mut affected: Vec<_> = policies::orphans(table)?.into_iter().map(|t| (t, Arrival::Known)).collect();
+            affected.extend(descendants.into_iter().map(|t| (t, if t == table { arrival } else { Arrival::Known })));
             for (affected, arrival) in affected {
                 if policies::follow(affected, &acting, arrival)? {
                     arrived.push(affected);

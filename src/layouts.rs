@@ -10,14 +10,14 @@ use pgrx::pg_sys::Oid;
 
 use crate::context::Keys;
 use crate::error::Error;
-use crate::pg::catalog::{self, Row, Snapshot, Source};
+use crate::pg::catalog::{self, Row};
 use crate::pg::compare::Shape;
 use crate::pg::encode::Encoder;
 use crate::pg::env::Env;
 use crate::pg::heap::{self, Value};
-use crate::pg::relation::{ColumnDescription, Description, LayoutMemory, Relation, partition_ancestors};
+use crate::pg::relation::{ColumnDescription, Description, LayoutMemory, Relation, base_type, partition_ancestors};
 use crate::pg::session;
-use crate::transaction;
+use crate::{store, transaction};
 
 /// How a table's rows are recorded.
 pub struct Layout {
@@ -160,7 +160,7 @@ fn build(relation: Relation, capture: Oid) -> Result<Layout, Error> {
         description.key.iter().map(|index| columns.iter().position(|column| column.index == *index)).collect();
     let soft_delete = policy.soft_delete_column.as_ref().and_then(|name| {
         let column = description.columns.iter().find(|column| column.name == *name)?;
-        Some((column.index, column.type_id == pgrx::pg_sys::BOOLOID))
+        Some((column.index, base_type(column.type_id) == pgrx::pg_sys::BOOLOID))
     });
 
     Ok(Layout {
@@ -183,17 +183,14 @@ fn build(relation: Relation, capture: Oid) -> Result<Layout, Error> {
 
 /// The table's policy; a partition that the event trigger has not seen yet follows its nearest audited ancestor.
 fn policy_for(description: &Description) -> Result<Policy, Error> {
-    let missing = |table: &str| Error::LogMissing { table: table.into() };
-    let table = catalog::relation_oid(c"policy").ok_or_else(|| missing("policy"))?;
-    let index = catalog::relation_oid(c"policy_pkey").ok_or_else(|| missing("policy"))?;
     let mut candidates = vec![description.oid];
     if description.root.is_some() {
         candidates.extend(partition_ancestors(description.oid));
     }
     for target in candidates {
         let mut policy = None;
-        let source = Source { table, index, column: policy_column::TARGET, snapshot: Snapshot::Own };
-        catalog::scan(source, target, |row| policy = Some(Policy::from_row(row)));
+        let read = |row: &Row| policy = Some(Policy::from_row(row));
+        catalog::scan(&store::POLICY, c"policy_pkey", policy_column::TARGET, target, read)?;
         if let Some(policy) = policy {
             return Ok(policy);
         }
@@ -217,9 +214,6 @@ impl Policy {
 ///
 /// Two sessions that meet a new layout at the same time both write it; either row says the same.
 fn relation_id(description: &Description) -> Result<i32, Error> {
-    let missing = || Error::LogMissing { table: "relation".into() };
-    let table = catalog::relation_oid(c"relation").ok_or_else(missing)?;
-    let index = catalog::relation_oid(c"relation_relid_idx").ok_or_else(missing)?;
     let columns = columns_json(description)?;
     let key_columns: Vec<Vec<u8>> = description
         .key
@@ -230,8 +224,7 @@ fn relation_id(description: &Description) -> Result<i32, Error> {
     let (root_schema, root_table) = description.root.clone().unzip();
 
     let mut found = None;
-    let source = Source { table, index, column: relation_column::RELID, snapshot: Snapshot::Own };
-    catalog::scan(source, description.oid, |row| {
+    catalog::scan(&store::RELATION, c"relation_relid_idx", relation_column::RELID, description.oid, |row| {
         let same = row.bytes(relation_column::SCHEMA_NAME).as_ref() == Some(&description.schema)
             && row.bytes(relation_column::TABLE_NAME).as_ref() == Some(&description.table)
             && row.bytes(relation_column::RESOURCE).as_ref() == Some(&description.resource)
@@ -242,15 +235,16 @@ fn relation_id(description: &Description) -> Result<i32, Error> {
         if same {
             found = found.max(row.int4(relation_column::ID));
         }
-    });
+    })?;
     if let Some(id) = found {
         return Ok(id);
     }
 
-    let sequence = catalog::relation_oid(c"relation_id_seq").ok_or_else(missing)?;
+    let sequence = catalog::relation_oid(c"relation_id_seq")
+        .ok_or_else(|| Error::LogMissing { table: "relation_id_seq".into() })?;
     let id = i32::try_from(heap::next_value(sequence)).map_err(|_| Error::Internal("audit.relation is full"))?;
     heap::insert(
-        table,
+        &store::RELATION,
         &[
             Value::Int4(id),
             Value::Oid(description.oid),
@@ -263,7 +257,7 @@ fn relation_id(description: &Description) -> Result<i32, Error> {
             if key_columns.is_empty() { Value::Null } else { Value::TextArray(&key_columns) },
             Value::Int8(session::clock()),
         ],
-    );
+    )?;
     transaction::wrote_cached_row();
     Ok(id)
 }

@@ -2,13 +2,12 @@
 //! which era it was written; a restore into another cluster begins the next one.
 
 use audit_core::uuid7;
-use pgrx::pg_sys::Oid;
 
 use crate::error::Error;
-use crate::pg::catalog::{self, Row, Snapshot};
+use crate::pg::catalog::{self, Row};
 use crate::pg::heap::{self, Value};
 use crate::pg::session;
-use crate::transaction;
+use crate::{store, transaction};
 
 mod column {
     pub const ERA: usize = 1;
@@ -17,18 +16,15 @@ mod column {
 
 /// The era of this cluster, written to audit.ledger first if it is new.
 pub fn current_era() -> Result<i32, Error> {
-    let missing = || Error::LogMissing { table: "ledger".into() };
-    let table = catalog::relation_oid(c"ledger").ok_or_else(missing)?;
     let cluster = heap::numeric_payload(session::system_identifier())?;
-    let latest = latest(table);
-    match latest {
+    match latest()? {
         Some((era, identifier)) if identifier == cluster => Ok(era),
-        other => begin(table, other.map_or(1, |(era, _)| era + 1), &cluster),
+        other => begin(other.map_or(1, |(era, _)| era + 1), &cluster),
     }
 }
 
 /// The highest era and its cluster. The table has a row per restore, so it is read whole.
-fn latest(table: Oid) -> Option<(i32, Vec<u8>)> {
+fn latest() -> Result<Option<(i32, Vec<u8>)>, Error> {
     let mut latest: Option<(i32, Vec<u8>)> = None;
     let read = |row: &Row| {
         if let (Some(era), Some(cluster)) = (row.int4(column::ERA), row.bytes(column::SYSTEM_IDENTIFIER))
@@ -37,19 +33,22 @@ fn latest(table: Oid) -> Option<(i32, Vec<u8>)> {
             latest = Some((era, cluster));
         }
     };
-    catalog::scan_all(table, Snapshot::Own, read);
-    latest
+    catalog::scan_all(&store::LEDGER, read)?;
+    Ok(latest)
 }
 
 /// Two sessions that meet a new cluster at the same time meet again at the primary key: the second waits for the first,
 /// then fails, and its next attempt finds the era.
-fn begin(table: Oid, era: i32, cluster: &[u8]) -> Result<i32, Error> {
+fn begin(era: i32, cluster: &[u8]) -> Result<i32, Error> {
     let now = session::clock();
     let random = transaction::random_salt()?;
     let mut tail = [0; 10];
     tail.copy_from_slice(&random[..10]);
     let id = uuid7::new(session::unix_usecs(now), tail);
-    heap::insert(table, &[Value::Int4(era), Value::Uuid(&id), Value::Varlena(cluster), Value::Int8(now)]);
+    heap::insert(
+        &store::LEDGER,
+        &[Value::Int4(era), Value::Uuid(&id), Value::Varlena(cluster), Value::Int8(now)],
+    )?;
     transaction::wrote_cached_row();
     Ok(era)
 }

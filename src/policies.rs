@@ -171,10 +171,11 @@ pub fn enable_schema(schema: Oid, include_future: bool, options: &Options) -> Re
     {
         let _acting = Acting::begin()?;
         run(
-            "INSERT INTO audit.schema_policy AS p (schema_name, include_future, exclude_columns, mask_columns,
+            "INSERT INTO audit.schema_policy AS p (schema_name, schema_id, include_future, exclude_columns, mask_columns,
                 soft_delete_column, require_context, skip_unchanged)
-             VALUES ($1, $2, $3, $4, $5, $6, $7)
-             ON CONFLICT (schema_name) DO UPDATE SET include_future = excluded.include_future,
+             VALUES ($1, $8, $2, $3, $4, $5, $6, $7)
+             ON CONFLICT (schema_name) DO UPDATE SET schema_id = excluded.schema_id,
+                include_future = excluded.include_future,
                 exclude_columns = excluded.exclude_columns, mask_columns = excluded.mask_columns,
                 soft_delete_column = excluded.soft_delete_column, require_context = excluded.require_context,
                 skip_unchanged = excluded.skip_unchanged",
@@ -186,6 +187,7 @@ pub fn enable_schema(schema: Oid, include_future: bool, options: &Options) -> Re
                 options.soft_delete_column.clone().into(),
                 options.require_context.clone().into(),
                 options.skip_unchanged.into(),
+                oid(schema),
             ],
         )?;
     }
@@ -255,12 +257,31 @@ pub fn touched_tables() -> Result<Vec<(Oid, Arrival)>, Error> {
     )
 }
 
-/// Tables whose policy names `root` as what they follow.
-pub fn followers(root: Oid) -> Result<Vec<Oid>, Error> {
-    query(
+/// Tables that follow `table`, or what `table` follows, but are none of its descendants any more: partitions detached and
+/// children that no longer inherit.
+pub fn orphans(table: Oid) -> Result<Vec<Oid>, Error> {
+    let root = policy_of(table)?.flatten().unwrap_or(table);
+    let followers: Vec<Oid> = query(
         "SELECT target::pg_catalog.oid FROM audit.policy WHERE inherited_from = $1",
         &[oid(root)],
         |row| row.get(1),
+    )?;
+    if followers.is_empty() {
+        return Ok(followers);
+    }
+    let family = with_descendants(root, pg_sys::AccessShareLock);
+    Ok(followers.into_iter().filter(|follower| !family.contains(follower)).collect())
+}
+
+/// Has the policies of schemas that were renamed follow the new name.
+pub fn follow_renamed_schemas() -> Result<(), Error> {
+    run(
+        "UPDATE audit.schema_policy p SET schema_name = n.nspname
+         FROM pg_catalog.pg_event_trigger_ddl_commands() d JOIN pg_catalog.pg_namespace n ON n.oid = d.objid
+         WHERE d.classid = 'pg_catalog.pg_namespace'::pg_catalog.regclass AND d.command_tag = 'ALTER SCHEMA'
+           AND p.schema_id = d.objid AND p.schema_name <> n.nspname
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_namespace o WHERE o.nspname = p.schema_name)",
+        &[],
     )
 }
 

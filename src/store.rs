@@ -20,6 +20,7 @@ const UUID: ColumnType = ColumnType::Core(BuiltinOid::UUIDOID);
 const BYTEA: ColumnType = ColumnType::Core(BuiltinOid::BYTEAOID);
 const TEXT: ColumnType = ColumnType::Core(BuiltinOid::TEXTOID);
 const JSONB: ColumnType = ColumnType::Core(BuiltinOid::JSONBOID);
+const TEXTS: ColumnType = ColumnType::Core(BuiltinOid::TEXTARRAYOID);
 const INET: ColumnType = ColumnType::Core(BuiltinOid::INETOID);
 
 pub static EVENT: Definition = Definition {
@@ -71,6 +72,49 @@ pub static CHANGESET: Definition = Definition {
         ("application_name", TEXT),
         ("statement", TEXT),
         ("context", JSONB),
+    ],
+};
+
+pub static RELATION: Definition = Definition {
+    name: c"relation",
+    columns: &[
+        ("id", INT4),
+        ("relid", ColumnType::Core(BuiltinOid::OIDOID)),
+        ("schema_name", TEXT),
+        ("table_name", TEXT),
+        ("resource", TEXT),
+        ("root_schema", TEXT),
+        ("root_table", TEXT),
+        ("columns", JSONB),
+        ("key_columns", TEXTS),
+        ("valid_from", TIMESTAMPTZ),
+    ],
+};
+
+pub static LEDGER: Definition = Definition {
+    name: c"ledger",
+    columns: &[
+        ("era", INT4),
+        ("id", UUID),
+        ("system_identifier", ColumnType::Core(BuiltinOid::NUMERICOID)),
+        ("started_at", TIMESTAMPTZ),
+    ],
+};
+
+pub static POLICY: Definition = Definition {
+    name: c"policy",
+    columns: &[
+        ("target", ColumnType::Core(BuiltinOid::REGCLASSOID)),
+        ("inherited_from", ColumnType::Core(BuiltinOid::REGCLASSOID)),
+        ("mode", TEXT),
+        ("sample_rate", ColumnType::Core(BuiltinOid::FLOAT8OID)),
+        ("exclude_columns", TEXTS),
+        ("mask_columns", TEXTS),
+        ("soft_delete_column", TEXT),
+        ("require_context", TEXTS),
+        ("skip_unchanged", ColumnType::Core(BuiltinOid::BOOLOID)),
+        ("enabled_at", TIMESTAMPTZ),
+        ("enabled_by", TEXT),
     ],
 };
 

@@ -22,13 +22,13 @@ struct Suspension {
     until: i64,
     changes: u64,
     tables: Vec<Vec<u8>>,
+    /// Sequence number of the event that records it, while its transaction is under way.
+    recorded_as: Option<i32>,
 }
 
 thread_local! {
-    static SUSPENSION: RefCell<Option<Suspension>> = const { RefCell::new(None) };
+    static SUSPENSIONS: RefCell<Vec<Suspension>> = const { RefCell::new(Vec::new()) };
     static IS_LOGGED: Cell<bool> = const { Cell::new(false) };
-    /// Sequence number of the event that records it, while its transaction is under way.
-    static RECORDED_AS: Cell<Option<i32>> = const { Cell::new(None) };
 }
 
 /// Notes a change that is not recorded.
@@ -41,41 +41,47 @@ pub fn note(relation: Relation) {
             "Turn audit.enabled on again.",
         );
     }
-    SUSPENSION.with_borrow_mut(|suspension| {
-        let suspension =
-            suspension.get_or_insert_with(|| Suspension { since: now, until: now, changes: 0, tables: Vec::new() });
-        suspension.until = now;
-        suspension.changes += 1;
-        if suspension.tables.len() < MAX_TABLES && !suspension.tables.contains(&resource) {
-            suspension.tables.push(resource);
+    SUSPENSIONS.with_borrow_mut(|suspensions| {
+        if suspensions.last().is_none_or(|last| last.recorded_as.is_some()) {
+            suspensions.push(Suspension { since: now, until: now, changes: 0, tables: Vec::new(), recorded_as: None });
+        }
+        if let Some(last) = suspensions.last_mut() {
+            last.until = now;
+            last.changes += 1;
+            if last.tables.len() < MAX_TABLES && !last.tables.contains(&resource) {
+                last.tables.push(resource);
+            }
         }
     });
 }
 
-/// Records the suspension, if there was one. The caller has begun an event.
+/// Records what is not recorded yet. The caller has begun an event.
 pub fn record() -> Result<(), Error> {
-    let is_due = RECORDED_AS.get().is_none() && SUSPENSION.with_borrow(|suspension| suspension.is_some());
-    if !is_due {
-        return Ok(());
+    while let Some((position, details)) = next_due()? {
+        let seq = transaction::next_seq();
+        transaction::record(&Event {
+            layout: None,
+            operation: Operation::Application,
+            status: Status::Success,
+            command: session::current_command(),
+            action: Some(ACTION),
+            resource: None,
+            resource_id: None,
+            row_image: None,
+            old_values: None,
+            details: Some(Image::of(&details)),
+        })?;
+        SUSPENSIONS.with_borrow_mut(|suspensions| suspensions[position].recorded_as = Some(seq));
     }
-    let details = SUSPENSION.with_borrow(|suspension| suspension.as_ref().map(details)).transpose()?;
-    let seq = transaction::next_seq();
-    transaction::record(&Event {
-        layout: None,
-        operation: Operation::Application,
-        status: Status::Success,
-        command: session::current_command(),
-        action: Some(ACTION),
-        resource: None,
-        resource_id: None,
-        row_image: None,
-        old_values: None,
-        details: details.as_ref().map(Image::of),
-    })?;
-    RECORDED_AS.set(Some(seq));
     Ok(())
 }
 
+fn next_due() -> Result<Option<(usize, Writer)>, Error> {
+    SUSPENSIONS.with_borrow(|suspensions| {
+        let position = suspensions.iter().position(|suspension| suspension.recorded_as.is_none());
+        position.map(|position| Ok((position, details(&suspensions[position])?))).transpose()
+    })
+}
 
 fn details(suspension: &Suspension) -> Result<Writer, Error> {
     let (keys, order) = KeyBlock::new(&[b"since", b"until", b"changes", b"tables"])?;
@@ -107,17 +113,22 @@ fn put_time(time: i64, json: &mut Writer) -> Result<(), Error> {
     Ok(())
 }
 
-/// Nothing here can fail.
+/// Nothing here can fail. What a prepared transaction records may still be rolled back, so it is recorded once more.
 pub fn transaction_ended(end: End) {
     IS_LOGGED.set(false);
-    if RECORDED_AS.take().is_some() && end != End::Aborted {
-        SUSPENSION.with_borrow_mut(|suspension| *suspension = None);
-    }
+    SUSPENSIONS.with_borrow_mut(|suspensions| {
+        if end == End::Committed {
+            suspensions.retain(|suspension| suspension.recorded_as.is_none());
+        }
+        suspensions.iter_mut().for_each(|suspension| suspension.recorded_as = None);
+    });
 }
 
 /// Nothing here can fail.
 pub fn rolled_back_to(next_seq: i32) {
-    if RECORDED_AS.get().is_some_and(|seq| seq >= next_seq) {
-        RECORDED_AS.set(None);
-    }
+    SUSPENSIONS.with_borrow_mut(|suspensions| {
+        for suspension in suspensions.iter_mut() {
+            suspension.recorded_as = suspension.recorded_as.filter(|seq| *seq < next_seq);
+        }
+    });
 }

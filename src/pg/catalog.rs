@@ -7,6 +7,9 @@ use std::ffi::CStr;
 use pgrx::pg_sys;
 
 use super::encode::Varlena;
+use super::log_table::{Definition, check_columns};
+use super::relation::Opened;
+use crate::error::Error;
 
 pub const SCHEMA: &CStr = c"audit";
 pub const EXTENSION: &CStr = c"audit_ext";
@@ -58,60 +61,70 @@ pub fn enum_label(enum_type: pg_sys::Oid, label: &CStr) -> Option<pg_sys::Oid> {
 }
 
 /// The extension's version as CREATE or ALTER EXTENSION left it.
-pub fn extension_version() -> Option<Vec<u8>> {
-    // SAFETY: a catalog look-up by C string.
-    let oid = unsafe { pg_sys::get_extension_oid(EXTENSION.as_ptr(), true) };
-    if oid == pg_sys::InvalidOid {
-        return None;
-    }
+pub fn extension_version() -> Result<Option<Vec<u8>>, Error> {
     let mut version = None;
-    scan(
-        Source {
-            table: pg_sys::ExtensionRelationId,
-            index: pg_sys::ExtensionOidIndexId.into(),
-            column: pg_sys::Anum_pg_extension_oid as i16,
-            snapshot: Snapshot::Catalog,
-        },
-        oid,
-        |row| version = row.bytes(pg_sys::Anum_pg_extension_extversion as usize),
-    );
-    version
+    extension_row(|row| version = row.bytes(pg_sys::Anum_pg_extension_extversion as usize))?;
+    Ok(version)
 }
 
-/// Oid of the extension if it is installed, and the role that owns it.
-pub fn extension_owner() -> Option<pg_sys::Oid> {
+/// The role that owns the extension.
+pub fn extension_owner() -> Result<Option<pg_sys::Oid>, Error> {
+    let mut owner = None;
+    extension_row(|row| owner = row.oid(pg_sys::Anum_pg_extension_extowner as usize))?;
+    Ok(owner)
+}
+
+fn extension_row(each: impl FnMut(&Row)) -> Result<(), Error> {
     // SAFETY: a catalog look-up by C string.
     let oid = unsafe { pg_sys::get_extension_oid(EXTENSION.as_ptr(), true) };
     if oid == pg_sys::InvalidOid {
-        return None;
+        return Ok(());
     }
-    let mut owner = None;
-    scan(
-        Source {
-            table: pg_sys::ExtensionRelationId,
-            index: pg_sys::ExtensionOidIndexId.into(),
-            column: pg_sys::Anum_pg_extension_oid as i16,
-            snapshot: Snapshot::Catalog,
-        },
-        oid,
-        |row| owner = row.oid(pg_sys::Anum_pg_extension_extowner as usize),
-    );
-    owner
+    let source = Source {
+        table: pg_sys::ExtensionRelationId,
+        index: Some(pg_sys::ExtensionOidIndexId.into()),
+        definition: None,
+    };
+    run_scan(source, Some((pg_sys::Anum_pg_extension_oid as i16, oid)), each)
 }
 
-#[derive(Clone, Copy, PartialEq)]
-pub enum Snapshot {
-    Catalog,
-    /// Committed rows and this transaction's own, the current command's included.
-    Own,
+struct Source {
+    table: pg_sys::Oid,
+    index: Option<pg_sys::Oid>,
+    /// A table of ours: has exactly these columns, and is read with this transaction's own rows.
+    definition: Option<&'static Definition>,
 }
 
-/// Where to look: rows of `table` whose `column` (the index's first) equals an oid.
-pub struct Source {
-    pub table: pg_sys::Oid,
-    pub index: pg_sys::Oid,
-    pub column: i16,
-    pub snapshot: Snapshot,
+/// Calls `each` for every row of a table of ours whose first column of `index` equals an oid.
+///
+/// `each` only copies; it must not call into PostgreSQL beyond detoasting.
+pub fn scan(
+    definition: &'static Definition,
+    index: &CStr,
+    column: i16,
+    key: pg_sys::Oid,
+    each: impl FnMut(&Row),
+) -> Result<(), Error> {
+    let source = Source {
+        table: own_table(definition)?,
+        index: Some(relation_oid(index).ok_or_else(|| missing(definition))?),
+        definition: Some(definition),
+    };
+    run_scan(source, Some((column, key)), each)
+}
+
+/// Calls `each` for every row of a small table of ours.
+pub fn scan_all(definition: &'static Definition, each: impl FnMut(&Row)) -> Result<(), Error> {
+    run_scan(Source { table: own_table(definition)?, index: None, definition: Some(definition) }, None, each)
+}
+
+/// Oid of a table of ours that must be there.
+pub fn own_table(definition: &Definition) -> Result<pg_sys::Oid, Error> {
+    relation_oid(definition.name).ok_or_else(|| missing(definition))
+}
+
+fn missing(definition: &Definition) -> Error {
+    Error::LogMissing { table: definition.name.to_string_lossy().into_owned() }
 }
 
 /// A row while the scan stands on it. Columns count from 1.
@@ -176,50 +189,32 @@ pub(super) fn array_elements(value: pg_sys::Datum, element_type: pg_sys::Oid) ->
     }
 }
 
-/// Calls `each` for every row found. `each` only copies; it must not call into PostgreSQL beyond detoasting.
-pub fn scan(source: Source, key: pg_sys::Oid, each: impl FnMut(&Row)) {
+fn run_scan(source: Source, key: Option<(i16, pg_sys::Oid)>, mut each: impl FnMut(&Row)) -> Result<(), Error> {
     const BTREE_EQUAL: u16 = 3;
     let mut scan_key = pg_sys::ScanKeyData::default();
-    // SAFETY: fills the struct; the key compares an oid (or regclass) column by oideq.
-    unsafe {
-        pg_sys::ScanKeyInit(
-            &mut scan_key,
-            source.column,
-            BTREE_EQUAL,
-            pg_sys::Oid::from(pg_sys::F_OIDEQ).to_u32().into(),
-            pg_sys::Datum::from(key),
-        );
-    }
-    run_scan(source.table, Some(source.index), source.snapshot, Some(scan_key), each);
-}
-
-/// Calls `each` for every row of a small table.
-pub fn scan_all(table: pg_sys::Oid, snapshot: Snapshot, each: impl FnMut(&Row)) {
-    run_scan(table, None, snapshot, None, each);
-}
-
-fn run_scan(
-    table: pg_sys::Oid,
-    index: Option<pg_sys::Oid>,
-    snapshot: Snapshot,
-    mut key: Option<pg_sys::ScanKeyData>,
-    mut each: impl FnMut(&Row),
-) {
     // SAFETY: table and index are opened by oid with a lock, the scan and they are closed again; an ERROR in between
-    // closes them through the resource owner.
+    // closes them through the resource owner. The key compares an oid (or regclass) column by oideq.
     unsafe {
-        let table = pg_sys::table_open(table, pg_sys::AccessShareLock as i32);
-        let snapshot = match snapshot {
-            Snapshot::Catalog => std::ptr::null_mut(),
-            Snapshot::Own => &raw mut pg_sys::SnapshotSelfData,
-        };
+        if let Some((column, key)) = key {
+            let function = pg_sys::Oid::from(pg_sys::F_OIDEQ).to_u32().into();
+            pg_sys::ScanKeyInit(&mut scan_key, column, BTREE_EQUAL, function, pg_sys::Datum::from(key));
+        }
+        let opened = Opened::with_lock(source.table, pg_sys::AccessShareLock)
+            .ok_or(Error::NoSuchTable { oid: source.table.to_u32() })?;
+        let table = opened.relation().0;
+        if let Some(definition) = source.definition {
+            check_columns(definition, (*table).rd_att)?;
+        }
+        // Of our own tables: what is committed, and what this transaction wrote, the current command included.
+        let snapshot =
+            if source.definition.is_some() { &raw mut pg_sys::SnapshotSelfData } else { std::ptr::null_mut() };
         let scan = pg_sys::systable_beginscan(
             table,
-            index.unwrap_or(pg_sys::InvalidOid),
-            index.is_some(),
+            source.index.unwrap_or(pg_sys::InvalidOid),
+            source.index.is_some(),
             snapshot,
             i32::from(key.is_some()),
-            key.as_mut().map_or(std::ptr::null_mut(), std::ptr::from_mut),
+            &mut scan_key,
         );
         let count = (*(*table).rd_att).natts as usize;
         let mut values = vec![pg_sys::Datum::from(0usize); count];
@@ -233,8 +228,8 @@ fn run_scan(
             each(&Row { values: &values, nulls: &nulls });
         }
         pg_sys::systable_endscan(scan);
-        pg_sys::table_close(table, pg_sys::AccessShareLock as i32);
     }
+    Ok(())
 }
 
 /// Oid of a function without arguments in schema `audit`.

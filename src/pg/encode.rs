@@ -6,6 +6,7 @@
 
 use std::ffi::CStr;
 
+use audit_core::checksum::Digest;
 use audit_core::error::Error as CoreError;
 use audit_core::jsonb::Writer;
 use pgrx::varlena::{varatt_is_1b_e, varatt_is_4b_c, varlena_to_byte_slice};
@@ -64,8 +65,7 @@ unsafe extern "C-unwind" {
 impl Encoder {
     /// The writer for a type, and what it needs of the environment. Function lookups live in `context`.
     pub fn for_type(type_id: pg_sys::Oid, context: pg_sys::MemoryContext) -> (Encoder, Env) {
-        // SAFETY: a catalog look-up; any oid is allowed and an unknown one raises an ERROR.
-        let base = unsafe { pg_sys::getBaseType(type_id) };
+        let base = super::relation::base_type(type_id);
         let encoder = match base {
             pg_sys::BOOLOID => Encoder::Bool,
             pg_sys::INT2OID => Encoder::Int2,
@@ -154,8 +154,9 @@ impl Encoder {
         }
     }
 
-    /// Whether writing can fail for what the value is, so that the caller must be ready to put a digest in its place.
-    pub fn may_exceed_jsonb(&self) -> bool {
+    /// Whether values can be large, or such that JSONB cannot hold them: the caller must be ready to put a digest in their
+    /// place.
+    pub fn may_be_large(&self) -> bool {
         !matches!(
             self,
             Encoder::Bool
@@ -291,6 +292,7 @@ impl Function {
     }
 
     fn call_output(&self, value: pg_sys::Datum) -> &CStr {
+        let _users_code = (self.env == Env::Settings).then(env::leave);
         // SAFETY: the function is the value's output function: it returns a C string in the current memory context,
         // which outlives the row. PostgreSQL takes the struct by mutable pointer to let the function cache in it.
         unsafe { CStr::from_ptr(pg_sys::OutputFunctionCall((&raw const self.info).cast_mut(), value)) }
@@ -298,6 +300,7 @@ impl Function {
 
     fn call_cast(&self, value: pg_sys::Datum) -> pg_sys::Datum {
         let _env = env::enter(self.env);
+        let _users_code = env::leave();
         // SAFETY: the function is the cast of the value's type to json, with one argument and no collation.
         unsafe { pg_sys::FunctionCall1Coll((&raw const self.info).cast_mut(), pg_sys::InvalidOid, value) }
     }
@@ -420,14 +423,11 @@ fn write_float4(value: f32, out: &mut Writer) -> Result<(), CoreError> {
 }
 
 fn write_bytea(bytes: &[u8], out: &mut Writer) -> Result<(), CoreError> {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
     let mut text = Vec::new();
     text.try_reserve_exact(2 + 2 * bytes.len()).map_err(|_| CoreError::OutOfMemory)?;
-    text.extend_from_slice(b"\\x");
-    for byte in bytes {
-        text.push(HEX[usize::from(byte >> 4)]);
-        text.push(HEX[usize::from(byte & 15)]);
-    }
+    text.resize(2 + 2 * bytes.len(), b'x');
+    text[0] = b'\\';
+    hex_into(bytes, &mut text[2..]);
     out.string(&text)
 }
 
@@ -460,14 +460,48 @@ fn checked_text(bytes: &[u8]) -> Result<&[u8], CoreError> {
     Ok(bytes)
 }
 
-/// The value as its output function prints it: what a digest is taken over.
-pub fn text_of<R>(type_id: pg_sys::Oid, encoder: &Encoder, value: pg_sys::Datum, then: impl FnOnce(&[u8]) -> R) -> R {
-    if matches!(encoder, Encoder::Text | Encoder::Json) {
-        return then(Varlena::of(value).bytes());
+/// SHA-256 and length of the value's text, as its output function prints it, in UTF-8.
+pub fn digest(type_id: pg_sys::Oid, encoder: &Encoder, value: pg_sys::Datum) -> ([u8; 32], u64) {
+    match encoder {
+        Encoder::Text | Encoder::Json => digest_text(Varlena::of(value).bytes()),
+        // Piece by piece: the text of a large bytea would be larger than PostgreSQL can allocate.
+        Encoder::Bytea => {
+            let mut digest = Digest::new();
+            digest.update(b"\\x");
+            for piece in Varlena::of(value).bytes().chunks(4096) {
+                let mut hex = [0; 2 * 4096];
+                let length = hex_into(piece, &mut hex);
+                digest.update(&hex[..length]);
+            }
+            digest.finish()
+        }
+        _ => with_text(type_id, value, digest_text),
     }
+}
+
+/// Length of the value's text.
+pub fn text_length(type_id: pg_sys::Oid, encoder: &Encoder, value: pg_sys::Datum) -> usize {
+    encoder.text_size(value).unwrap_or_else(|| with_text(type_id, value, <[u8]>::len))
+}
+
+fn digest_text(text: &[u8]) -> ([u8; 32], u64) {
+    let mut digest = Digest::new();
+    digest.update(&super::session::to_utf8(text));
+    digest.finish()
+}
+
+fn with_text<R>(type_id: pg_sys::Oid, value: pg_sys::Datum, then: impl FnOnce(&[u8]) -> R) -> R {
     let _env = env::enter(Env::Settings);
     let context = PgMemoryContexts::CurrentMemoryContext.value();
-    // SAFETY: a catalog look-up on a type that exists.
-    let base = unsafe { pg_sys::getBaseType(type_id) };
-    then(Function::output(base, context).call_output(value).to_bytes())
+    let output = Function::output(super::relation::base_type(type_id), context);
+    then(output.call_output(value).to_bytes())
+}
+
+fn hex_into(bytes: &[u8], out: &mut [u8]) -> usize {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    for (byte, digits) in bytes.iter().zip(out.chunks_exact_mut(2)) {
+        digits[0] = HEX[usize::from(byte >> 4)];
+        digits[1] = HEX[usize::from(byte & 15)];
+    }
+    2 * bytes.len()
 }

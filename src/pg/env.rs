@@ -133,6 +133,22 @@ pub fn enter(env: Env) -> Guard {
     Guard { outer, undo }
 }
 
+/// While code of users runs: a row captured from inside it must not rely on the environment, which that code may have
+/// changed by settings of its own.
+pub struct Unassured {
+    outer: Env,
+}
+
+pub fn leave() -> Unassured {
+    Unassured { outer: CURRENT.replace(Env::Free) }
+}
+
+impl Drop for Unassured {
+    fn drop(&mut self) {
+        CURRENT.set(self.outer);
+    }
+}
+
 fn change_settings() -> std::ffi::c_int {
     // SAFETY: names and values are C strings. A failure is an ERROR, which ends the (sub)transaction and with it the
     // level.

@@ -3,6 +3,9 @@
 
 use pgrx::pg_sys;
 
+use super::catalog;
+use super::log_table::{Definition, check_columns};
+use super::relation::Opened;
 use crate::error::Error;
 
 /// A column value of a row to insert.
@@ -68,8 +71,9 @@ pub fn text_array(elements: &[Vec<u8>]) -> pg_sys::Datum {
     }
 }
 
-/// Inserts a row with its index entries. The caller knows the table's columns.
-pub fn insert(table: pg_sys::Oid, row: &[Value]) {
+/// Inserts a row with its index entries. The values match the definition in number and type.
+pub fn insert(definition: &'static Definition, row: &[Value]) -> Result<(), Error> {
+    let table = catalog::own_table(definition)?;
     let mut values: Vec<pg_sys::Datum> = Vec::with_capacity(row.len());
     let mut nulls: Vec<bool> = Vec::with_capacity(row.len());
     for value in row {
@@ -77,13 +81,15 @@ pub fn insert(table: pg_sys::Oid, row: &[Value]) {
         nulls.push(datum.is_none());
         values.push(datum.unwrap_or(pg_sys::Datum::from(0usize)));
     }
-    // SAFETY: values match the table's columns in number and type; an ERROR closes the table through the resource owner.
+    let opened = Opened::with_lock(table, pg_sys::RowExclusiveLock).ok_or(Error::NoSuchTable { oid: table.to_u32() })?;
+    let relation = opened.relation().0;
+    // SAFETY: the table has the definition's columns, and the values too.
     unsafe {
-        let relation = pg_sys::table_open(table, pg_sys::RowExclusiveLock as i32);
+        check_columns(definition, (*relation).rd_att)?;
         let tuple = pg_sys::heap_form_tuple((*relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
         pg_sys::CatalogTupleInsert(relation, tuple);
-        pg_sys::table_close(relation, pg_sys::NoLock as i32);
     }
+    Ok(())
 }
 
 unsafe extern "C-unwind" {

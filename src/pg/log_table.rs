@@ -11,7 +11,7 @@ use std::rc::Rc;
 use pgrx::pg_sys;
 
 use super::catalog;
-use super::relation::{attributes, name_bytes};
+use super::relation::{Opened, attributes, name_bytes};
 use super::tuple::Batch;
 use crate::error::Error;
 
@@ -88,13 +88,20 @@ pub fn invalidate(relation: Option<pg_sys::Oid>) {
     });
 }
 
-/// Inserts the batch's tuples, all of one `occurred_at` range's partition or several: `occurred_at` is that of the batch.
+/// Inserts the batch's tuples into the partition that holds `occurred_at`.
 pub fn insert(definition: &'static Definition, occurred_at: i64, batch: &mut Batch) -> Result<(), Error> {
-    let leaf = leaf_for(definition, occurred_at)?;
-    leaf.busy.set(true);
-    leaf.insert(batch)?;
-    leaf.busy.set(false);
-    Ok(())
+    loop {
+        let leaf = leaf_for(definition, occurred_at)?;
+        let opened = Opened::with_lock(leaf.table, pg_sys::RowExclusiveLock)
+            .ok_or_else(|| Error::LogMissing { table: definition.name.to_string_lossy().into_owned() })?;
+        // What was looked up holds only now, under the lock: while it waited, somebody may have altered the partition.
+        if leaf.is_usable() {
+            leaf.busy.set(true);
+            leaf.insert(opened.relation().0, batch)?;
+            leaf.busy.set(false);
+            return Ok(());
+        }
+    }
 }
 
 fn leaf_for(definition: &'static Definition, occurred_at: i64) -> Result<Rc<Leaf>, Error> {
@@ -170,17 +177,13 @@ impl Leaf {
         }
     }
 
-    fn insert(&self, batch: &mut Batch) -> Result<(), Error> {
+    fn insert(&self, relation: pg_sys::Relation, batch: &mut Batch) -> Result<(), Error> {
         let mut tuples = batch.heap_tuples(self.table)?;
         let mut slots = self.slots.take();
         // SAFETY: the partition was checked to be a heap with the columns of the tuples. The slots are ours alone while
-        // they are out of `self.slots`; they are filled afresh on each use. An ERROR closes relations and releases
+        // they are out of `self.slots`; they are filled afresh on each use. An ERROR closes indexes and releases
         // buffers through the resource owner, and leaves `busy` set, so that nothing kept here is used again.
         unsafe {
-            let relation = pg_sys::try_relation_open(self.table, pg_sys::RowExclusiveLock as i32);
-            if relation.is_null() {
-                return Err(Error::LogMissing { table: format!("with oid {}", self.table.to_u32()) });
-            }
             self.fill_slots(&mut slots, &mut tuples);
             let command = pg_sys::GetCurrentCommandId(true);
             if let [tuple] = tuples.as_mut_slice() {
@@ -191,7 +194,6 @@ impl Leaf {
                 pg_sys::heap_multi_insert(relation, slots.as_mut_ptr(), count, command, 0, std::ptr::null_mut());
             }
             self.insert_index_entries(relation, &slots[..tuples.len()]);
-            pg_sys::relation_close(relation, pg_sys::NoLock as i32);
         }
         self.slots.replace(slots);
         Ok(())
@@ -227,7 +229,7 @@ impl Leaf {
         // SAFETY: as in `insert`; the executor state lives from here to the end of this function, or until an ERROR
         // frees its memory context.
         unsafe {
-            let state = Expressions::for_indexes(&self.indexes);
+            let expressions = Expressions::for_indexes(&self.indexes);
             for index in &self.indexes {
                 let relation = pg_sys::index_open(index.oid, pg_sys::RowExclusiveLock as i32);
                 let check = if index.unique {
@@ -236,10 +238,13 @@ impl Leaf {
                     pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO
                 };
                 for &slot in slots {
-                    if !index.holds(slot, &state) {
+                    if !index.holds(slot, &expressions) {
                         continue;
                     }
-                    pg_sys::FormIndexDatum(index.info, slot, state.0, values.as_mut_ptr(), nulls.as_mut_ptr());
+                    if !expressions.state.is_null() {
+                        expressions.point_at(slot);
+                    }
+                    pg_sys::FormIndexDatum(index.info, slot, expressions.state, values.as_mut_ptr(), nulls.as_mut_ptr());
                     pg_sys::index_insert(
                         relation,
                         values.as_mut_ptr(),
@@ -255,7 +260,7 @@ impl Leaf {
                 pg_sys::index_insert_cleanup(relation, index.info);
                 pg_sys::index_close(relation, pg_sys::NoLock as i32);
             }
-            state.end(&self.indexes);
+            expressions.end(&self.indexes);
         }
     }
 }
@@ -280,7 +285,10 @@ impl LeafIndex {
 }
 
 /// Executor state for the indexes that an administrator added with expressions or predicates; null where none has any.
-struct Expressions(*mut pg_sys::EState);
+struct Expressions {
+    state: *mut pg_sys::EState,
+    has_snapshot: bool,
+}
 
 impl Expressions {
     unsafe fn for_indexes(indexes: &[LeafIndex]) -> Self {
@@ -290,26 +298,27 @@ impl Expressions {
                 matches!(index.filter, Filter::Expression) || !(*index.info).ii_Expressions.is_null()
             });
             if !needed {
-                return Expressions(std::ptr::null_mut());
+                return Expressions { state: std::ptr::null_mut(), has_snapshot: false };
             }
-            if !pg_sys::ActiveSnapshotSet() {
-                // At commit: the portal's snapshot is gone. It ends with the transaction.
+            // At commit the portal's snapshot is gone.
+            let has_snapshot = !pg_sys::ActiveSnapshotSet();
+            if has_snapshot {
                 pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
             }
             for index in indexes {
                 (*index.info).ii_ExpressionsState = std::ptr::null_mut();
                 (*index.info).ii_PredicateState = std::ptr::null_mut();
             }
-            Expressions(pg_sys::CreateExecutorState())
+            Expressions { state: pg_sys::CreateExecutorState(), has_snapshot }
         }
     }
 
     unsafe fn point_at(&self, slot: *mut pg_sys::TupleTableSlot) -> *mut pg_sys::ExprContext {
         // SAFETY: the state exists (see `holds`); this is the macro GetPerTupleExprContext.
         unsafe {
-            let mut context = (*self.0).es_per_tuple_exprcontext;
+            let mut context = (*self.state).es_per_tuple_exprcontext;
             if context.is_null() {
-                context = pg_sys::MakePerTupleExprContext(self.0);
+                context = pg_sys::MakePerTupleExprContext(self.state);
             }
             (*context).ecxt_scantuple = slot;
             context
@@ -321,14 +330,14 @@ impl Expressions {
         unsafe {
             let context = self.point_at(slot);
             if (*info).ii_PredicateState.is_null() {
-                (*info).ii_PredicateState = pg_sys::ExecPrepareQual((*info).ii_Predicate, self.0);
+                (*info).ii_PredicateState = pg_sys::ExecPrepareQual((*info).ii_Predicate, self.state);
             }
             pg_sys::ExecQual((*info).ii_PredicateState, context)
         }
     }
 
     unsafe fn end(self, indexes: &[LeafIndex]) {
-        if self.0.is_null() {
+        if self.state.is_null() {
             return;
         }
         // SAFETY: nothing points into the state's memory once the prepared expressions are forgotten.
@@ -337,7 +346,10 @@ impl Expressions {
                 (*index.info).ii_ExpressionsState = std::ptr::null_mut();
                 (*index.info).ii_PredicateState = std::ptr::null_mut();
             }
-            pg_sys::FreeExecutorState(self.0);
+            pg_sys::FreeExecutorState(self.state);
+            if self.has_snapshot {
+                pg_sys::PopActiveSnapshot();
+            }
         }
     }
 }

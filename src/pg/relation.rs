@@ -6,7 +6,7 @@ use pgrx::pg_sys;
 
 use super::catalog;
 use super::compare::Shape;
-use super::encode::{Encoder, Function};
+use super::encode::Encoder;
 use super::env::{self, Env};
 
 /// A table as it is now.
@@ -208,31 +208,21 @@ impl Relation {
         unsafe { index_oids(self.0) }
     }
 
-    /// Row triggers on `capture`, with whether each is a partition's clone of its parent's.
-    ///
-    /// Only triggers that fire for every change count: no WHEN, no column list, all three operations, ALWAYS.
-    pub fn recording_triggers(self, capture: pg_sys::Oid) -> Vec<(pg_sys::Oid, bool)> {
-        const EVERY_ROW: i16 = (pg_sys::TRIGGER_TYPE_ROW
-            | pg_sys::TRIGGER_TYPE_INSERT
-            | pg_sys::TRIGGER_TYPE_UPDATE
-            | pg_sys::TRIGGER_TYPE_DELETE) as i16;
+    /// Whether the table has a clone of its parent's row trigger that fires for every change.
+    pub fn has_cloned_row_trigger(self, capture: pg_sys::Oid) -> bool {
         self.triggers()
             .iter()
-            .filter(|trigger| {
-                trigger.tgfoid == capture
-                    && trigger.tgtype == EVERY_ROW
-                    && trigger.tgqual.is_null()
-                    && trigger.tgnattr == 0
-                    && trigger.tgenabled as u8 == pg_sys::TRIGGER_FIRES_ALWAYS
-            })
-            .map(|trigger| (trigger.tgoid, trigger.tgisclone))
-            .collect()
+            .any(|trigger| trigger.tgisclone && trigger.tgfoid == capture && is_row(trigger) && is_complete(trigger))
     }
 
-    /// A partition attached while audited by itself has two: the clone of its parent's trigger records.
+    /// A partition attached while audited by itself has two: the clone of its parent's trigger records. One that was
+    /// disabled and enabled again otherwise than ALWAYS still records where there is no better.
     fn recording_trigger(self, capture: pg_sys::Oid) -> Option<pg_sys::Oid> {
-        let triggers = self.recording_triggers(capture);
-        triggers.iter().find(|(_, is_clone)| *is_clone).or(triggers.first()).map(|(oid, _)| *oid)
+        self.triggers()
+            .iter()
+            .filter(|trigger| trigger.tgfoid == capture && is_row(trigger))
+            .max_by_key(|trigger| (is_complete(trigger), trigger.tgisclone, std::cmp::Reverse(trigger.tgoid.to_u32())))
+            .map(|trigger| trigger.tgoid)
     }
 
     /// Each trigger on `function`, clones left out.
@@ -296,6 +286,20 @@ impl Relation {
             result
         }
     }
+}
+
+fn is_row(trigger: &pg_sys::Trigger) -> bool {
+    trigger.tgtype as u32 & pg_sys::TRIGGER_TYPE_ROW != 0
+}
+
+/// Fires for every change, whatever session_replication_role: ALWAYS, all three operations, no WHEN, no column list.
+pub(super) fn is_complete(trigger: &pg_sys::Trigger) -> bool {
+    const CHANGES: u32 = pg_sys::TRIGGER_TYPE_INSERT | pg_sys::TRIGGER_TYPE_UPDATE | pg_sys::TRIGGER_TYPE_DELETE;
+    let events = trigger.tgtype as u32;
+    (events & CHANGES == CHANGES || events & pg_sys::TRIGGER_TYPE_TRUNCATE != 0)
+        && trigger.tgenabled as u8 == pg_sys::TRIGGER_FIRES_ALWAYS
+        && trigger.tgqual.is_null()
+        && trigger.tgnattr == 0
 }
 
 /// A row's values, taken apart once.
@@ -450,9 +454,6 @@ impl LayoutMemory {
         Encoder::for_type(type_id, self.0)
     }
 
-    pub fn output(&self, type_id: pg_sys::Oid) -> Function {
-        Function::output(type_id, self.0)
-    }
 }
 
 impl Drop for LayoutMemory {
@@ -460,6 +461,12 @@ impl Drop for LayoutMemory {
         // SAFETY: the context is this layout's own; encoders that point into it go with the layout.
         unsafe { pg_sys::MemoryContextDelete(self.0) };
     }
+}
+
+/// The type beneath a domain, else the type itself.
+pub fn base_type(type_id: pg_sys::Oid) -> pg_sys::Oid {
+    // SAFETY: a catalog look-up.
+    unsafe { pg_sys::getBaseType(type_id) }
 }
 
 /// The trigger function's oid.

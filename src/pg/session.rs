@@ -181,16 +181,11 @@ pub fn to_utf8(text: &[u8]) -> std::borrow::Cow<'_, [u8]> {
 
 /// Refuses to write with a library of another version than the extension in the database has.
 pub fn check_version() -> Result<(), Error> {
-    match catalog::extension_version() {
+    match catalog::extension_version()? {
         Some(version) if version == VERSION.as_bytes() => Ok(()),
         Some(version) => Err(Error::VersionMismatch { extension: String::from_utf8_lossy(&version).into_owned() }),
         None => Err(Error::NotInstalled),
     }
-}
-
-pub fn is_superuser() -> bool {
-    // SAFETY: a catalog look-up.
-    unsafe { pg_sys::superuser() }
 }
 
 /// Acts as the extension's owner until dropped: to create triggers on tables and write policy, whoever the
@@ -202,7 +197,7 @@ pub struct AsOwner {
 
 impl AsOwner {
     pub fn begin() -> Result<Self, Error> {
-        let owner = catalog::extension_owner().ok_or(Error::NotInstalled)?;
+        let owner = catalog::extension_owner()?.ok_or(Error::NotInstalled)?;
         let (mut user, mut context) = (pg_sys::InvalidOid, 0);
         // SAFETY: fills two locals, then sets the same variables as a SECURITY DEFINER function does; an abort puts back
         // the outer ones.

@@ -5,7 +5,7 @@ use std::ffi::c_char;
 
 use pgrx::pg_sys;
 
-use super::relation::{Opened, Relation, c_string};
+use super::relation::{Opened, Relation, c_string, is_complete};
 use crate::error::Error;
 
 /// The triggers on an audited table.
@@ -59,8 +59,7 @@ pub fn ensure(table: pg_sys::Oid, function: pg_sys::Oid) -> Result<(), Error> {
             // PostgreSQL has no TRUNCATE triggers on foreign tables.
             continue;
         }
-        let by_clone =
-            wanted == Wanted::Row && relation.recording_triggers(function).iter().any(|(_, is_clone)| *is_clone);
+        let by_clone = wanted == Wanted::Row && relation.has_cloned_row_trigger(function);
         let (good, bad): (Vec<_>, Vec<_>) = relation
             .matching_triggers(function, wanted.trigger_type())
             .into_iter()
@@ -140,10 +139,7 @@ impl Relation {
     /// Triggers of a type on a function, clones left out, and whether each fires always and for everything.
     fn matching_triggers(self, function: pg_sys::Oid, trigger_type: i16) -> Vec<(pg_sys::Oid, bool)> {
         self.own_triggers_with(function, |trigger| {
-            let is_good = trigger.tgenabled as u8 == pg_sys::TRIGGER_FIRES_ALWAYS
-                && trigger.tgqual.is_null()
-                && trigger.tgnattr == 0;
-            (trigger.tgtype == trigger_type).then_some((trigger.tgoid, is_good))
+            (trigger.tgtype == trigger_type).then_some((trigger.tgoid, is_complete(trigger)))
         })
     }
 }

@@ -58,7 +58,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import sys
 
 import psycopg
 import pytest
@@ -81,7 +80,7 @@ def pytest_configure(config):
     os.environ["AUDIT_PG"] = str(config.getoption("--pg"))  # for Cluster() made by hand
     config.addinivalue_line("markers", "long: takes minutes; runs with --long only")
     # A plain kill ends a run like Ctrl-C does: with its clusters removed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", returncode=143))
 
 
 def pytest_collection_modifyitems(config, items):

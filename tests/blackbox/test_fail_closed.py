@@ -421,7 +421,7 @@ def test_no_space(new_cluster, full):
     else:
 
         def write(i):
-            conn.execute("INSERT INTO t SELECT j, 0 FROM generate_series(%s, %s) j", [i, i + 999])
+            conn.execute("INSERT INTO t SELECT j, 0 FROM generate_series(%s::int, %s::int) j", [i, i + 999])
 
         step, attempts = 1000, 100000
     done = 0

@@ -161,7 +161,7 @@ def test_savepoints(conn, body, left, rows):
             if statement.startswith("INSERT"):
                 number = int(statement.split()[1])
                 conn.execute(
-                    "INSERT INTO t SELECT i, %s, 'x' FROM generate_series(%s, %s) i",
+                    "INSERT INTO t SELECT i, %s, 'x' FROM generate_series(%s::int, %s::int) i",
                     [number, number * 10000, number * 10000 + rows - 1],
                 )
             else:

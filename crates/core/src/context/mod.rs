@@ -121,11 +121,20 @@ mod tests {
         for scalar in [&b"[]"[..], b"1", b"null", b"\"{}\""] {
             assert_eq!(kind(scalar), ContextErrorKind::NotAnObject);
         }
-        for text in [&b""[..], b"{", b"{a: 1}", b"{\"a\": \"\\u0000\"}", b"{\"a\": 1e131072}"] {
+        for text in [
+            &b""[..],
+            b"{",
+            b"{a: 1}",
+            b"{\"a\": \"\\u0000\"}",
+            b"{\"a\": 1e131072}",
+        ] {
             assert_eq!(kind(text), ContextErrorKind::NotJson);
         }
         let large = format!("{{\"a\": \"{}\"}}", "x".repeat(MAX_CONTEXT));
         assert_eq!(kind(large.as_bytes()), ContextErrorKind::TooLong);
-        assert_eq!(check_context(&large.as_bytes()[..0]).unwrap_err().hint, "Pass a JSON object such as {\"ticket\": \"4711\"}.");
+        assert_eq!(
+            check_context(&large.as_bytes()[..0]).unwrap_err().hint,
+            "Pass a JSON object such as {\"ticket\": \"4711\"}."
+        );
     }
 }

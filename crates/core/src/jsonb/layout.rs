@@ -95,13 +95,22 @@ mod tests {
     fn an_entry_ends_at_256_megabytes() {
         // zeroed memory that is never touched
         let mut jsonb = vec![0u8; LENGTH_MASK as usize + 1];
-        let mut members = Members { base: 0, entries: 0, data: 1, next: 1, end: 2 };
+        let mut members = Members {
+            base: 0,
+            entries: 0,
+            data: 1,
+            next: 1,
+            end: 2,
+        };
         let length = jsonb.len();
         assert_eq!(members.close(&mut jsonb, 1, STRING), Ok(()));
         assert_eq!(jsonb[4..8], LENGTH_MASK.to_le_bytes());
         assert!(members.is_full());
         members.data = 0;
-        assert_eq!(members.close(&mut jsonb, length, NULL), Err(Error::TooLarge));
+        assert_eq!(
+            members.close(&mut jsonb, length, NULL),
+            Err(Error::TooLarge)
+        );
         assert_eq!(position(usize::MAX), Err(Error::TooLarge));
     }
 }
