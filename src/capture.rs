@@ -9,6 +9,7 @@ use audit_core::jsonb::{KeyBlock, Writer};
 use crate::error::Error;
 use crate::layouts::{Column, Layout};
 use crate::pg::encode::{digest, text_length};
+use crate::pg::generated::Completed;
 use crate::pg::relation::Row;
 use crate::pg::{compare, env, session};
 use crate::transaction::{self, Event, Image};
@@ -48,6 +49,7 @@ impl Scratch {
 }
 
 /// A row version to record.
+#[derive(Clone, Copy)]
 pub struct Change<'a> {
     pub operation: Operation,
     pub origin: Origin,
@@ -67,7 +69,14 @@ pub fn row(layout: &Layout, change: &Change) -> Result<(), Error> {
     }
     suspension::record()?;
     let mut scratch = Scratch::take();
-    let recorded = write(layout, change, &mut scratch);
+    let recorded = if layout.virtual_columns.is_empty() {
+        write(layout, change, &mut scratch)
+    } else {
+        let row = layout.virtual_columns.complete(change.row);
+        let old = change.old.map(|old| layout.virtual_columns.complete(old));
+        let completed = Change { row: row.row(), old: old.as_ref().map(Completed::row), ..*change };
+        write(layout, &completed, &mut scratch)
+    };
     scratch.give_back();
     recorded.map_err(|error| match error {
         Error::RowTooLarge { .. } => Error::RowTooLarge { table: layout.resource_text() },

@@ -14,6 +14,7 @@ use crate::pg::catalog::{self, Row};
 use crate::pg::compare::Shape;
 use crate::pg::encode::Encoder;
 use crate::pg::env::Env;
+use crate::pg::generated::VirtualColumns;
 use crate::pg::heap::{self, Value};
 use crate::pg::relation::{ColumnDescription, Description, LayoutMemory, Relation, base_type, partition_ancestors};
 use crate::pg::session;
@@ -37,6 +38,7 @@ pub struct Layout {
     pub policy: Policy,
     /// Position of the soft-delete column among all attributes, and whether it is a boolean.
     pub soft_delete: Option<(usize, bool)>,
+    pub virtual_columns: VirtualColumns,
     stale: Cell<bool>,
     _memory: LayoutMemory,
 }
@@ -48,7 +50,6 @@ pub struct Column {
     pub shape: Shape,
     pub encoder: Encoder,
     pub is_masked: bool,
-    pub is_virtual: bool,
 }
 
 /// The row of audit.policy.
@@ -152,7 +153,6 @@ fn build(relation: Relation, capture: Oid) -> Result<Layout, Error> {
                 shape: column.shape,
                 encoder,
                 is_masked: policy.masked.contains(&column.name),
-                is_virtual: column.is_virtual,
             }
         })
         .collect();
@@ -176,6 +176,7 @@ fn build(relation: Relation, capture: Oid) -> Result<Layout, Error> {
         env,
         policy,
         soft_delete,
+        virtual_columns: memory.virtual_columns(relation),
         stale: Cell::new(false),
         _memory: memory,
     })

@@ -15,6 +15,7 @@ pub mod composite;
 pub mod encode;
 pub mod entry;
 pub mod env;
+pub mod generated;
 pub mod guc;
 pub mod heap;
 pub mod log_table;

@@ -8,6 +8,7 @@ use super::catalog;
 use super::compare::Shape;
 use super::encode::Encoder;
 use super::env::{self, Env};
+use super::generated::VirtualColumns;
 
 /// A table as it is now.
 pub struct Description {
@@ -35,8 +36,6 @@ pub struct ColumnDescription {
     pub type_id: pg_sys::Oid,
     pub type_name: Vec<u8>,
     pub shape: Shape,
-    /// Generated when read (PostgreSQL 18): not in the tuple.
-    pub is_virtual: bool,
 }
 
 /// An open relation. Whoever opened it closes it: the executor for a trigger's, [`Opened`] for ours.
@@ -137,7 +136,6 @@ impl Relation {
                     .to_bytes()
                     .to_vec(),
                     shape: Shape { length: attribute.attlen, by_value: attribute.attbyval },
-                    is_virtual: attribute.attgenerated as u8 == b'v',
                 })
                 .collect()
         };
@@ -307,6 +305,8 @@ pub(super) fn is_complete(trigger: &pg_sys::Trigger) -> bool {
 pub struct Row<'a> {
     pub values: &'a [pg_sys::Datum],
     pub nulls: &'a [bool],
+    /// Where they come from; null for a completed copy.
+    pub(super) slot: *mut pg_sys::TupleTableSlot,
 }
 
 impl<'a> Row<'a> {
@@ -324,6 +324,7 @@ impl<'a> Row<'a> {
             Row {
                 values: std::slice::from_raw_parts((*slot).tts_values, count as usize),
                 nulls: std::slice::from_raw_parts((*slot).tts_isnull, count as usize),
+                slot,
             }
         }
     }
@@ -452,6 +453,10 @@ impl LayoutMemory {
 
     pub fn encoder(&self, type_id: pg_sys::Oid) -> (Encoder, Env) {
         Encoder::for_type(type_id, self.0)
+    }
+
+    pub fn virtual_columns(&self, relation: Relation) -> VirtualColumns {
+        VirtualColumns::of(relation, self.0)
     }
 
 }

@@ -21,10 +21,6 @@ pub struct Batch {
 }
 
 impl Batch {
-    pub fn is_empty(&self) -> bool {
-        self.tuples.is_empty()
-    }
-
     pub fn bytes(&self) -> usize {
         self.used
     }

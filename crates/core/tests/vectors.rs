@@ -596,3 +596,17 @@ fn a_numeric_with_a_short_varlena_header_prints() {
         .unwrap();
     assert_eq!(writer.text(), b"[1]");
 }
+
+#[test]
+fn a_string_ends_at_256_megabytes() {
+    // zeroed memory that is never touched
+    let large = vec![0u8; 0x0FFF_FFFF + 1];
+    let mut writer = Writer::new();
+    writer.begin_array(1).unwrap();
+    let mark = writer.mark();
+    assert_eq!(writer.string(&large), Err(Error::TooLarge));
+    writer.rollback(&mark);
+    writer.digest(&[0; 32], large.len() as u64).unwrap();
+    writer.end_array().unwrap();
+    assert!(writer.is_complete());
+}

@@ -86,7 +86,8 @@ pub fn check_context(json: &[u8]) -> Result<(), ContextError> {
         Err(Error::OutOfMemory) => Err(ContextError {
             kind: ContextErrorKind::OutOfMemory,
             message: "out of memory",
-            detail: "The context could not be read.".to_owned(),
+            // even a short text would need memory
+            detail: String::new(),
             hint: "",
         }),
         Err(error) => Err(ContextError {

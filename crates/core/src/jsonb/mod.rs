@@ -325,7 +325,7 @@ impl Writer {
     }
 
     /// Writes what goes before a value of any kind. Returns where the value begins in the JSONB buffer.
-    #[inline(always)]
+    #[inline]
     fn before_value(&mut self) -> Result<usize> {
         match self.top.kind {
             Kind::Object => {
@@ -361,7 +361,7 @@ impl Writer {
     }
 
     /// Writes what goes before a scalar.
-    #[inline(always)]
+    #[inline]
     fn before_scalar(&mut self) -> Result<usize> {
         if self.top.kind == Kind::Root {
             self.open_scalar_root()?;
@@ -390,7 +390,7 @@ impl Writer {
     }
 
     /// Accounts for the value that begins at `start`.
-    #[inline(always)]
+    #[inline]
     fn after_value(&mut self, start: usize, kind: u32) -> Result<()> {
         if self.top.kind == Kind::Root {
             return Ok(());
