@@ -282,9 +282,7 @@ impl Layout {
     /// Whether the soft-delete column became true, or non-null where it is no boolean.
     fn is_soft_delete(&self, old: Row, new: Row) -> bool {
         let Some((index, is_boolean)) = self.soft_delete else { return false };
-        let is_set = |row: Row| {
-            !row.nulls[index] && (!is_boolean || row.values[index].value() as u8 != 0)
-        };
+        let is_set = |row: Row| !row.nulls[index] && (!is_boolean || row.values[index].value() as u8 != 0);
         is_set(new) && !is_set(old)
     }
 }
@@ -318,9 +316,7 @@ impl Column {
         };
         let fits = match written {
             // JSON text is never shorter than the value's own text but for a few deeply nested arrays.
-            Ok(()) => {
-                !is_over(out.value_text_len(&mark)) || !is_over(text_length(self.type_id, &self.encoder, value))
-            }
+            Ok(()) => !is_over(out.value_text_len(&mark)) || !is_over(text_length(self.type_id, &self.encoder, value)),
             Err(CoreError::TooLarge | CoreError::NotJsonb(_)) => false,
             Err(error) => return Err(error.into()),
         };

@@ -110,15 +110,15 @@ impl Error {
 
     pub fn hint(&self) -> Option<String> {
         let text = match self {
-            Error::OutOfMemory => "Give the server more memory, or set audit.max_value_bytes to record large values as digests.",
+            Error::OutOfMemory => {
+                "Give the server more memory, or set audit.max_value_bytes to record large values as digests."
+            }
             Error::RowTooLarge { .. } => "Set audit.max_value_bytes, or leave columns out with exclude_columns.",
             Error::TooManyEvents => "Change fewer rows in one transaction.",
             Error::LogMissing { .. } | Error::LogAltered { .. } => {
                 "Restore the table as CREATE EXTENSION audit_ext made it. A superuser can let changes pass unrecorded meanwhile with audit.enabled = off."
             }
-            Error::LogPartitionMissing { .. } => {
-                "Create a default partition: CREATE TABLE … PARTITION OF … DEFAULT."
-            }
+            Error::LogPartitionMissing { .. } => "Create a default partition: CREATE TABLE … PARTITION OF … DEFAULT.",
             Error::VersionMismatch { .. } => "Run ALTER EXTENSION audit_ext UPDATE, and reconnect.",
             Error::NotInstalled => "Run CREATE EXTENSION audit_ext.",
             Error::NoPolicy { .. } => "Drop the trigger and call audit.enable for the table.",
@@ -130,8 +130,13 @@ impl Error {
             Error::InvalidOption { hint, .. } => hint,
             Error::ModeNotAvailable { .. } => "Use mode 'sync'.",
             Error::Context(error) => error.hint,
-            Error::NotATrigger | Error::WrongTrigger | Error::NoSuchColumn { .. } | Error::AfterCommit
-            | Error::NotAnEventTrigger | Error::NoSuchTable { .. } | Error::NullArgument { .. }
+            Error::NotATrigger
+            | Error::WrongTrigger
+            | Error::NoSuchColumn { .. }
+            | Error::AfterCommit
+            | Error::NotAnEventTrigger
+            | Error::NoSuchTable { .. }
+            | Error::NullArgument { .. }
             | Error::Internal(_) => return None,
         };
         Some(text.into())
@@ -146,7 +151,9 @@ impl fmt::Display for Error {
             Error::TooManyEvents => write!(f, "too many audit events in one transaction"),
             Error::LogMissing { table } => write!(f, "audit log table {table} is missing"),
             Error::LogAltered { table, .. } => write!(f, "audit log table {table} was altered"),
-            Error::LogPartitionMissing { table } => write!(f, "audit log table {table} has no partition for the record"),
+            Error::LogPartitionMissing { table } => {
+                write!(f, "audit log table {table} has no partition for the record")
+            }
             Error::VersionMismatch { .. } => write!(f, "library and extension audit_ext differ in version"),
             Error::NotInstalled => write!(f, "extension audit_ext is not installed in this database"),
             Error::NoPolicy { table } => write!(f, "table {table} has an audit trigger but no audit policy"),

@@ -156,8 +156,7 @@ fn build(relation: Relation, capture: Oid) -> Result<Layout, Error> {
             }
         })
         .collect();
-    let key =
-        description.key.iter().map(|index| columns.iter().position(|column| column.index == *index)).collect();
+    let key = description.key.iter().map(|index| columns.iter().position(|column| column.index == *index)).collect();
     let soft_delete = policy.soft_delete_column.as_ref().and_then(|name| {
         let column = description.columns.iter().find(|column| column.name == *name)?;
         Some((column.index, base_type(column.type_id) == pgrx::pg_sys::BOOLOID))

@@ -45,10 +45,7 @@ fn begin(era: i32, cluster: &[u8]) -> Result<i32, Error> {
     let mut tail = [0; 10];
     tail.copy_from_slice(&random[..10]);
     let id = uuid7::new(session::unix_usecs(now), tail);
-    heap::insert(
-        &store::LEDGER,
-        &[Value::Int4(era), Value::Uuid(&id), Value::Varlena(cluster), Value::Int8(now)],
-    )?;
+    heap::insert(&store::LEDGER, &[Value::Int4(era), Value::Uuid(&id), Value::Varlena(cluster), Value::Int8(now)])?;
     transaction::wrote_cached_row();
     Ok(era)
 }

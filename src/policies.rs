@@ -261,11 +261,10 @@ pub fn touched_tables() -> Result<Vec<(Oid, Arrival)>, Error> {
 /// children that no longer inherit.
 pub fn orphans(table: Oid) -> Result<Vec<Oid>, Error> {
     let root = policy_of(table)?.flatten().unwrap_or(table);
-    let followers: Vec<Oid> = query(
-        "SELECT target::pg_catalog.oid FROM audit.policy WHERE inherited_from = $1",
-        &[oid(root)],
-        |row| row.get(1),
-    )?;
+    let followers: Vec<Oid> =
+        query("SELECT target::pg_catalog.oid FROM audit.policy WHERE inherited_from = $1", &[oid(root)], |row| {
+            row.get(1)
+        })?;
     if followers.is_empty() {
         return Ok(followers);
     }
@@ -298,11 +297,7 @@ fn is_auditable_kind(relation: Relation) -> bool {
 
 fn check_auditable(relation: Relation) -> Result<(), Error> {
     let refuse = |what, hint| {
-        Err(Error::NotAuditable {
-            table: String::from_utf8_lossy(&relation.resource()).into_owned(),
-            what,
-            hint,
-        })
+        Err(Error::NotAuditable { table: String::from_utf8_lossy(&relation.resource()).into_owned(), what, hint })
     };
     match relation.kind() {
         pg_sys::RELKIND_VIEW => return refuse("a view", "Audit the tables beneath it."),
@@ -418,11 +413,10 @@ fn schema_options(relation: Relation) -> Result<Option<Options>, Error> {
 
 /// The table's policy: what it follows, if anything.
 fn policy_of(table: Oid) -> Result<Option<Option<Oid>>, Error> {
-    let found = query(
-        "SELECT inherited_from::pg_catalog.oid FROM audit.policy WHERE target = $1",
-        &[oid(table)],
-        |row| Ok(Some(row.get::<Oid>(1)?)),
-    )?;
+    let found =
+        query("SELECT inherited_from::pg_catalog.oid FROM audit.policy WHERE target = $1", &[oid(table)], |row| {
+            Ok(Some(row.get::<Oid>(1)?))
+        })?;
     Ok(found.first().copied())
 }
 

@@ -206,19 +206,14 @@ pub fn write_changeset(changeset: &Changeset, position: u64) -> Result<(), Error
 }
 
 /// Appends a changeset's tuple. One still pending has no position, salt and checksum.
-pub fn put_changeset(
-    changeset: &Changeset,
-    closing: Option<(u64, [u8; 16])>,
-    batch: &mut Batch,
-) -> Result<(), Error> {
+pub fn put_changeset(changeset: &Changeset, closing: Option<(u64, [u8; 16])>, batch: &mut Batch) -> Result<(), Error> {
     let context = &changeset.context;
     let era = era()?;
     let xid = session::transaction_id();
     let ip_address = context.ip_address()?;
     let client = session::client();
-    let client_addr = client.map(|(address, _)| {
-        session::inet_payload(address, if address.is_ipv4() { 32 } else { 128 })
-    });
+    let client_addr =
+        client.map(|(address, _)| session::inet_payload(address, if address.is_ipv4() { 32 } else { 128 }));
     let client_port = client.map(|(_, port)| i32::from(port));
     let session_role = session::role_name(changeset.roles.session);
     let effective_role = session::role_name(changeset.roles.effective);

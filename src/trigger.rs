@@ -27,7 +27,7 @@ pub fn capture(call: &Call) -> Result<(), Error> {
     if layout.trigger != Some(call.trigger()) {
         return Ok(());
     }
-    let (operation, row, old) = match (call.kind(), call.old(), call.new()) {
+    let (operation, row, old) = match (call.kind(), call.old_row(), call.new_row()) {
         (Kind::Insert, _, Some(new)) => (Operation::Insert, new, None),
         (Kind::Update, Some(old), Some(new)) => (Operation::Update, new, Some(old)),
         (Kind::Delete, Some(old), _) => (Operation::Delete, old, None),

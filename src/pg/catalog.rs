@@ -175,16 +175,7 @@ pub(super) fn array_elements(value: pg_sys::Datum, element_type: pg_sys::Oid) ->
     unsafe {
         let array = pg_sys::pg_detoast_datum(value.cast_mut_ptr()).cast::<pg_sys::ArrayType>();
         let (mut values, mut nulls, mut count) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
-        pg_sys::deconstruct_array(
-            array,
-            element_type,
-            VARIABLE,
-            false,
-            ALIGN_INT,
-            &mut values,
-            &mut nulls,
-            &mut count,
-        );
+        pg_sys::deconstruct_array(array, element_type, VARIABLE, false, ALIGN_INT, &mut values, &mut nulls, &mut count);
         (0..count as usize).filter(|&i| !*nulls.add(i)).map(|i| *values.add(i)).collect()
     }
 }

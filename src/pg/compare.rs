@@ -23,9 +23,7 @@ pub fn same(shape: Shape, old: pg_sys::Datum, new: pg_sys::Datum) -> bool {
         -1 => same_varlena(old, new),
         -2 => {
             // SAFETY: both point to C strings of a tuple.
-            unsafe {
-                std::ffi::CStr::from_ptr(old.cast_mut_ptr()) == std::ffi::CStr::from_ptr(new.cast_mut_ptr())
-            }
+            unsafe { std::ffi::CStr::from_ptr(old.cast_mut_ptr()) == std::ffi::CStr::from_ptr(new.cast_mut_ptr()) }
         }
         length => {
             // SAFETY: both point to `length` bytes of a tuple.

@@ -442,9 +442,7 @@ fn write_datetime(value: pg_sys::Datum, type_id: pg_sys::Oid, out: &mut Writer) 
     let mut text = [0 as std::ffi::c_char; 256];
     let utc = 0;
     // SAFETY: the buffer is larger than MAXDATELEN (128); the zone is an offset in seconds, read for timestamptz.
-    let text = unsafe {
-        CStr::from_ptr(pg_sys::JsonEncodeDateTime(text.as_mut_ptr(), value, type_id, &utc))
-    };
+    let text = unsafe { CStr::from_ptr(pg_sys::JsonEncodeDateTime(text.as_mut_ptr(), value, type_id, &utc)) };
     out.string(text.to_bytes())
 }
 

@@ -81,7 +81,8 @@ pub fn insert(definition: &'static Definition, row: &[Value]) -> Result<(), Erro
         nulls.push(datum.is_none());
         values.push(datum.unwrap_or(pg_sys::Datum::from(0usize)));
     }
-    let opened = Opened::with_lock(table, pg_sys::RowExclusiveLock).ok_or(Error::NoSuchTable { oid: table.to_u32() })?;
+    let opened =
+        Opened::with_lock(table, pg_sys::RowExclusiveLock).ok_or(Error::NoSuchTable { oid: table.to_u32() })?;
     let relation = opened.relation().0;
     // SAFETY: the table has the definition's columns, and the values too.
     unsafe {

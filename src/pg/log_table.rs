@@ -244,7 +244,13 @@ impl Leaf {
                     if !expressions.state.is_null() {
                         expressions.point_at(slot);
                     }
-                    pg_sys::FormIndexDatum(index.info, slot, expressions.state, values.as_mut_ptr(), nulls.as_mut_ptr());
+                    pg_sys::FormIndexDatum(
+                        index.info,
+                        slot,
+                        expressions.state,
+                        values.as_mut_ptr(),
+                        nulls.as_mut_ptr(),
+                    );
                     pg_sys::index_insert(
                         relation,
                         values.as_mut_ptr(),
@@ -294,9 +300,9 @@ impl Expressions {
     unsafe fn for_indexes(indexes: &[LeafIndex]) -> Self {
         // SAFETY: the IndexInfo structs live as long as the leaf.
         unsafe {
-            let needed = indexes.iter().any(|index| {
-                matches!(index.filter, Filter::Expression) || !(*index.info).ii_Expressions.is_null()
-            });
+            let needed = indexes
+                .iter()
+                .any(|index| matches!(index.filter, Filter::Expression) || !(*index.info).ii_Expressions.is_null());
             if !needed {
                 return Expressions { state: std::ptr::null_mut(), has_snapshot: false };
             }
@@ -395,11 +401,7 @@ unsafe fn filter_of(info: *mut pg_sys::IndexInfo) -> Filter {
 }
 
 /// The partition that holds `occurred_at`, and the range for which that answer is good.
-fn route(
-    definition: &Definition,
-    parent: pg_sys::Oid,
-    occurred_at: i64,
-) -> Result<(pg_sys::Oid, (i64, i64)), Error> {
+fn route(definition: &Definition, parent: pg_sys::Oid, occurred_at: i64) -> Result<(pg_sys::Oid, (i64, i64)), Error> {
     let table = || definition.name.to_string_lossy().into_owned();
     // SAFETY: the parent is opened with a lock and closed; the partition descriptor belongs to its relcache entry and is
     // read while that is open.
@@ -420,10 +422,7 @@ fn route(
 }
 
 /// `get_partition_for_tuple` (executor/execPartition.c) for a range over one timestamptz.
-unsafe fn partition_for(
-    descriptor: pg_sys::PartitionDesc,
-    occurred_at: i64,
-) -> Option<(pg_sys::Oid, (i64, i64))> {
+unsafe fn partition_for(descriptor: pg_sys::PartitionDesc, occurred_at: i64) -> Option<(pg_sys::Oid, (i64, i64))> {
     use pg_sys::PartitionRangeDatumKind::{PARTITION_RANGE_DATUM_MAXVALUE, PARTITION_RANGE_DATUM_MINVALUE};
     // SAFETY: the caller has the parent open; bounds and indexes have the lengths that the descriptor says.
     unsafe {
@@ -460,7 +459,7 @@ unsafe fn check(definition: &Definition, relation: pg_sys::Relation) -> Result<(
         if (*class).relkind as u8 != pg_sys::RELKIND_RELATION {
             return altered("It is not an ordinary table.");
         }
-        if (*class).relam != pg_sys::Oid::from(pg_sys::HEAP_TABLE_AM_OID) {
+        if (*class).relam != pg_sys::HEAP_TABLE_AM_OID {
             return altered("Its access method is not heap.");
         }
         if (*class).relpersistence as u8 != pg_sys::RELPERSISTENCE_PERMANENT {
@@ -475,9 +474,8 @@ unsafe fn check(definition: &Definition, relation: pg_sys::Relation) -> Result<(
 /// # Safety
 /// The descriptor must stay meanwhile.
 pub(super) unsafe fn check_columns(definition: &Definition, descriptor: pg_sys::TupleDesc) -> Result<(), Error> {
-    let altered = |detail: String| {
-        Err(Error::LogAltered { table: definition.name.to_string_lossy().into_owned(), detail })
-    };
+    let altered =
+        |detail: String| Err(Error::LogAltered { table: definition.name.to_string_lossy().into_owned(), detail });
     // SAFETY: the caller's word.
     unsafe {
         if (*descriptor).natts as usize != definition.columns.len() {

@@ -154,7 +154,7 @@ impl Relation {
 
     fn is_heap(self) -> bool {
         // SAFETY: the relation is open.
-        unsafe { (*(*self.0).rd_rel).relam == pg_sys::Oid::from(pg_sys::HEAP_TABLE_AM_OID) }
+        unsafe { (*(*self.0).rd_rel).relam == pg_sys::HEAP_TABLE_AM_OID }
     }
 
     fn root(self) -> Option<(Vec<u8>, Vec<u8>)> {
@@ -172,10 +172,8 @@ impl Relation {
         for oid in self.index_oids() {
             // SAFETY: the syscache entry stays pinned while it is read; indkey holds indnatts numbers.
             unsafe {
-                let tuple = pg_sys::SearchSysCache1(
-                    pg_sys::SysCacheIdentifier::INDEXRELID as i32,
-                    pg_sys::Datum::from(oid),
-                );
+                let tuple =
+                    pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::INDEXRELID as i32, pg_sys::Datum::from(oid));
                 if tuple.is_null() {
                     continue;
                 }
@@ -344,10 +342,7 @@ pub(super) unsafe fn attributes<'a>(
         .filter(|(_, attribute)| !attribute.attisdropped)
 }
 
-unsafe fn attribute_at(
-    descriptor: pg_sys::TupleDesc,
-    index: usize,
-) -> *const pg_sys::FormData_pg_attribute {
+unsafe fn attribute_at(descriptor: pg_sys::TupleDesc, index: usize) -> *const pg_sys::FormData_pg_attribute {
     // SAFETY: the caller keeps the index below natts.
     #[cfg(not(feature = "pg18"))]
     unsafe {
@@ -415,9 +410,7 @@ fn qualified_name(namespace: pg_sys::Oid, name: &[u8]) -> Vec<u8> {
     let schema = c_string(&namespace_name(namespace));
     let name = c_string(name);
     // SAFETY: both are C strings; the result is one in the current memory context.
-    unsafe {
-        CStr::from_ptr(pg_sys::quote_qualified_identifier(schema.as_ptr(), name.as_ptr())).to_bytes().to_vec()
-    }
+    unsafe { CStr::from_ptr(pg_sys::quote_qualified_identifier(schema.as_ptr(), name.as_ptr())).to_bytes().to_vec() }
 }
 
 pub fn namespace_name(namespace: pg_sys::Oid) -> Vec<u8> {
@@ -458,7 +451,6 @@ impl LayoutMemory {
     pub fn virtual_columns(&self, relation: Relation) -> VirtualColumns {
         VirtualColumns::of(relation, self.0)
     }
-
 }
 
 impl Drop for LayoutMemory {

@@ -167,11 +167,8 @@ pub fn to_utf8(text: &[u8]) -> std::borrow::Cow<'_, [u8]> {
     }
     // SAFETY: the result is the input itself or a C string in the current memory context.
     unsafe {
-        let converted = pg_sys::pg_server_to_any(
-            text.as_ptr().cast(),
-            text.len() as i32,
-            pg_sys::pg_enc::PG_UTF8 as i32,
-        );
+        let converted =
+            pg_sys::pg_server_to_any(text.as_ptr().cast(), text.len() as i32, pg_sys::pg_enc::PG_UTF8 as i32);
         if converted.cast_const().cast() == text.as_ptr() {
             return std::borrow::Cow::Borrowed(text);
         }

@@ -49,9 +49,8 @@ impl Wanted {
 
 /// Makes sure that the table has its triggers, each once and ENABLE ALWAYS. Repairs what was disabled or replaced.
 pub fn ensure(table: pg_sys::Oid, function: pg_sys::Oid) -> Result<(), Error> {
-    let open = || {
-        Opened::with_lock(table, pg_sys::ShareRowExclusiveLock).ok_or(Error::NoSuchTable { oid: table.to_u32() })
-    };
+    let open =
+        || Opened::with_lock(table, pg_sys::ShareRowExclusiveLock).ok_or(Error::NoSuchTable { oid: table.to_u32() });
     for wanted in Wanted::ALL {
         let opened = open()?;
         let relation = opened.relation();
@@ -95,8 +94,7 @@ fn remove(trigger: pg_sys::Oid) {
     // SAFETY: the trigger exists and its table is locked. Through the dependency machinery, so that the clones on
     // partitions go too.
     unsafe {
-        let address =
-            pg_sys::ObjectAddress { classId: pg_sys::TriggerRelationId, objectId: trigger, objectSubId: 0 };
+        let address = pg_sys::ObjectAddress { classId: pg_sys::TriggerRelationId, objectId: trigger, objectSubId: 0 };
         pg_sys::performDeletion(
             &address,
             pg_sys::DropBehavior::DROP_RESTRICT,

@@ -77,13 +77,13 @@ impl Call {
     }
 
     /// The row before, of UPDATE and DELETE.
-    pub fn old(&self) -> Option<Row<'_>> {
+    pub fn old_row(&self) -> Option<Row<'_>> {
         // SAFETY: `from_fcinfo` made sure of the slot; it holds the row while the trigger runs.
         matches!(self.kind, Kind::Update | Kind::Delete).then(|| unsafe { Row::of((*self.data).tg_trigslot) })
     }
 
     /// The row after, of INSERT and UPDATE.
-    pub fn new(&self) -> Option<Row<'_>> {
+    pub fn new_row(&self) -> Option<Row<'_>> {
         // SAFETY: as above.
         unsafe {
             match self.kind {

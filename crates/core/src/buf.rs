@@ -63,10 +63,7 @@ fn put_halves<const HALF: usize>(buf: &mut Vec<u8>, bytes: &[u8]) -> Result<()> 
 #[inline]
 pub fn put_padded(buf: &mut Vec<u8>, pool: &[u8], start: usize, end: usize) -> Result<()> {
     let length = end - start;
-    match pool
-        .get(start..)
-        .and_then(|rest| rest.first_chunk::<SHORT>())
-    {
+    match pool.get(start..).and_then(|rest| rest.first_chunk::<SHORT>()) {
         Some(piece) if length <= SHORT => {
             reserve(buf, SHORT)?;
             let at = buf.len();

@@ -272,12 +272,7 @@ pub fn changeset(record: &ChangesetRecord<'_>, out: &mut Vec<u8>) -> Result<()> 
         fields.string(text)?;
     }
     fields.json(record.context)?;
-    for text in [
-        record.session_role,
-        record.effective_role,
-        record.application_name,
-        record.client_addr,
-    ] {
+    for text in [record.session_role, record.effective_role, record.application_name, record.client_addr] {
         fields.string(text)?;
     }
     match record.client_port {
@@ -297,10 +292,8 @@ pub fn changeset(record: &ChangesetRecord<'_>, out: &mut Vec<u8>) -> Result<()> 
 mod tests {
     use super::*;
 
-    const ID: [u8; 16] = [
-        0x01, 0x8c, 0x2f, 0x6e, 0x7d, 0x3a, 0x71, 0x23, 0x8a, 0xbc, 0x01, 0x23, 0x45, 0x67, 0x89,
-        0xab,
-    ];
+    const ID: [u8; 16] =
+        [0x01, 0x8c, 0x2f, 0x6e, 0x7d, 0x3a, 0x71, 0x23, 0x8a, 0xbc, 0x01, 0x23, 0x45, 0x67, 0x89, 0xab];
 
     fn an_event() -> EventRecord<'static> {
         EventRecord {
@@ -401,11 +394,7 @@ mod tests {
 
     #[test]
     fn a_changeset_without_position_over_tcp() {
-        let record = ChangesetRecord {
-            position: None,
-            client_port: Some(5432),
-            ..a_changeset()
-        };
+        let record = ChangesetRecord { position: None, client_port: Some(5432), ..a_changeset() };
         let mut out = Vec::new();
         changeset(&record, &mut out).unwrap();
         let text = std::str::from_utf8(&out).unwrap();

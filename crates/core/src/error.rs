@@ -38,14 +38,8 @@ mod tests {
     #[test]
     fn each_error_says_what_it_is() {
         assert_eq!(Error::OutOfMemory.to_string(), "out of memory");
-        assert_eq!(
-            Error::TooLarge.to_string(),
-            "value exceeds the limits of jsonb"
-        );
-        assert_eq!(
-            Error::NotJsonb("too deep").to_string(),
-            "value cannot be represented as jsonb: too deep"
-        );
+        assert_eq!(Error::TooLarge.to_string(), "value exceeds the limits of jsonb");
+        assert_eq!(Error::NotJsonb("too deep").to_string(), "value cannot be represented as jsonb: too deep");
         assert_eq!(Error::InvalidJson.to_string(), "invalid JSON text");
     }
 }

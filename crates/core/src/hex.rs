@@ -8,10 +8,7 @@ const DIGITS: &[u8; 16] = b"0123456789abcdef";
 /// Two lower-case digits for each byte.
 #[inline]
 fn digits(byte: u8) -> [u8; 2] {
-    [
-        DIGITS[usize::from(byte >> 4)],
-        DIGITS[usize::from(byte & 15)],
-    ]
+    [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]
 }
 
 /// Appends `bytes` as lower-case hexadecimal digits, as `encode(…, 'hex')` does.
@@ -50,10 +47,7 @@ mod tests {
 
     #[test]
     fn uuid_has_its_hyphens() {
-        let id = [
-            0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef, 0xfe, 0xdc, 0xba, 0x98, 0x76, 0x54,
-            0x32, 0x10,
-        ];
+        let id = [0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef, 0xfe, 0xdc, 0xba, 0x98, 0x76, 0x54, 0x32, 0x10];
         assert_eq!(&uuid(&id), b"01234567-89ab-cdef-fedc-ba9876543210");
     }
 }

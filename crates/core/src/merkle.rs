@@ -37,10 +37,7 @@ pub struct Frontier {
 impl Frontier {
     /// The empty tree.
     pub const fn new() -> Self {
-        Frontier {
-            count: 0,
-            complete: [[0; 32]; LEVELS],
-        }
+        Frontier { count: 0, complete: [[0; 32]; LEVELS] }
     }
 
     /// Appends a leaf, about two hashes each on average.
@@ -59,10 +56,7 @@ impl Frontier {
     pub fn root(&self) -> Hash {
         match self.complete[..self.depth()].split_last() {
             None => Sha256::digest(b"").into(),
-            Some((smallest, larger)) => larger
-                .iter()
-                .rev()
-                .fold(*smallest, |right, left| node_hash(left, &right)),
+            Some((smallest, larger)) => larger.iter().rev().fold(*smallest, |right, left| node_hash(left, &right)),
         }
     }
 
@@ -126,9 +120,7 @@ mod tests {
     }
 
     fn leaves(count: usize) -> Vec<Hash> {
-        (0..count)
-            .map(|i| Sha256::digest(i.to_le_bytes()).into())
-            .collect()
+        (0..count).map(|i| Sha256::digest(i.to_le_bytes()).into()).collect()
     }
 
     fn text(hash: &Hash) -> String {
@@ -141,10 +133,7 @@ mod tests {
     fn the_empty_tree() {
         let frontier = Frontier::default();
         assert!(frontier.is_empty());
-        assert_eq!(
-            text(&frontier.root()),
-            "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-        );
+        assert_eq!(text(&frontier.root()), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
     }
 
     #[test]
@@ -160,45 +149,20 @@ mod tests {
     }
 
     const ROOTS: [(u8, &str); 7] = [
-        (
-            1,
-            "7f9c9e31ac8256ca2f258583df262dbc7d6f68f2a03043d5c99a4ae5a7396ce9",
-        ),
-        (
-            2,
-            "28fb81e496897e0ce886f08602392e9239b65c659041e5202163e58ad898f444",
-        ),
-        (
-            3,
-            "ba8d94b7fbcecae7b81c4c80574fe24734a6917bf9c1ecd66ff3e0c34ead4620",
-        ),
-        (
-            5,
-            "85e20cac1f02fda7bcdb2fc3f908568c57018c77815f1fa361acad13994f08bf",
-        ),
-        (
-            8,
-            "f907f23f76aa01b755a614d31ef9832909f44638b4590073301e61e6d01f9a1d",
-        ),
-        (
-            13,
-            "cebcf8c0a77418c03d4694b0e14ccebed8416ff87d3ad4da873423948f8622fd",
-        ),
-        (
-            200,
-            "01d65e2c60c4bed83c5931880e64801f2c27f8f2469b51e83483462e4e68d1ca",
-        ),
+        (1, "7f9c9e31ac8256ca2f258583df262dbc7d6f68f2a03043d5c99a4ae5a7396ce9"),
+        (2, "28fb81e496897e0ce886f08602392e9239b65c659041e5202163e58ad898f444"),
+        (3, "ba8d94b7fbcecae7b81c4c80574fe24734a6917bf9c1ecd66ff3e0c34ead4620"),
+        (5, "85e20cac1f02fda7bcdb2fc3f908568c57018c77815f1fa361acad13994f08bf"),
+        (8, "f907f23f76aa01b755a614d31ef9832909f44638b4590073301e61e6d01f9a1d"),
+        (13, "cebcf8c0a77418c03d4694b0e14ccebed8416ff87d3ad4da873423948f8622fd"),
+        (200, "01d65e2c60c4bed83c5931880e64801f2c27f8f2469b51e83483462e4e68d1ca"),
     ];
 
     /// Recomputed with Python's hashlib over leaves of 32 bytes 0x00, 0x01, … each.
     #[test]
     fn fixed_roots() {
         for (count, expected) in ROOTS {
-            assert_eq!(
-                text(&root((0..count).map(|i| [i; 32]))),
-                expected,
-                "{count} leaves"
-            );
+            assert_eq!(text(&root((0..count).map(|i| [i; 32]))), expected, "{count} leaves");
         }
     }
 

@@ -45,22 +45,15 @@ struct Header {
 
 impl Header {
     fn is_short(self) -> bool {
-        self.scale <= SHORT_SCALE_MAX
-            && (SHORT_WEIGHT_MIN..=SHORT_WEIGHT_MAX).contains(&self.weight)
+        self.scale <= SHORT_SCALE_MAX && (SHORT_WEIGHT_MIN..=SHORT_WEIGHT_MAX).contains(&self.weight)
     }
 
     /// Appends the header as `make_result` builds it: short wherever it can be.
     #[inline]
     fn put(self, out: &mut Vec<u8>) -> Result<()> {
         if self.is_short() {
-            let sign = if self.negative {
-                SHORT | SHORT_SIGN
-            } else {
-                SHORT
-            };
-            let word = sign
-                | (self.scale << SHORT_SCALE_SHIFT) as u16
-                | (self.weight as u16 & SHORT_WEIGHT_MASK);
+            let sign = if self.negative { SHORT | SHORT_SIGN } else { SHORT };
+            let word = sign | (self.scale << SHORT_SCALE_SHIFT) as u16 | (self.weight as u16 & SHORT_WEIGHT_MASK);
             return buf::put(out, &word.to_le_bytes());
         }
         self.check()?;
@@ -102,26 +95,12 @@ fn read(payload: &[u8]) -> Result<Stored<'_>> {
             let scale = u32::from(head & !(SIGN_MASK | SHORT_SIGN)) >> SHORT_SCALE_SHIFT;
             // the weight is a seven-bit two's complement
             let weight = i32::from((head as i16) << 9 >> 9);
-            (
-                Header {
-                    negative: head & SHORT_SIGN != 0,
-                    scale,
-                    weight,
-                },
-                &payload[2..],
-            )
+            (Header { negative: head & SHORT_SIGN != 0, scale, weight }, &payload[2..])
         }
         sign => {
             let weight = word(payload, 2).ok_or(MALFORMED)? as i16;
             let scale = u32::from(head & !SIGN_MASK);
-            (
-                Header {
-                    negative: sign == NEGATIVE,
-                    scale,
-                    weight: i32::from(weight),
-                },
-                &payload[4..],
-            )
+            (Header { negative: sign == NEGATIVE, scale, weight: i32::from(weight) }, &payload[4..])
         }
     };
     if !digits.len().is_multiple_of(2) {
@@ -183,10 +162,7 @@ struct Literal<'a> {
 }
 
 fn split_digits(text: &[u8]) -> (&[u8], &[u8]) {
-    let end = text
-        .iter()
-        .position(|byte| !byte.is_ascii_digit())
-        .unwrap_or(text.len());
+    let end = text.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(text.len());
     text.split_at(end)
 }
 
@@ -201,11 +177,8 @@ fn exponent(text: &[u8]) -> Result<i64> {
     if digits.is_empty() || !rest.is_empty() {
         return Err(Error::InvalidJson);
     }
-    let value = digits.iter().fold(0i64, |value, digit| {
-        value
-            .saturating_mul(10)
-            .saturating_add(i64::from(digit - b'0'))
-    });
+    let value =
+        digits.iter().fold(0i64, |value, digit| value.saturating_mul(10).saturating_add(i64::from(digit - b'0')));
     if value >= EXPONENT_LIMIT {
         return Err(OUT_OF_RANGE);
     }
@@ -231,12 +204,7 @@ fn literal(text: &[u8]) -> Result<Literal<'_>> {
         [b'e' | b'E', rest @ ..] => exponent(rest)?,
         _ => return Err(Error::InvalidJson),
     };
-    Ok(Literal {
-        negative,
-        whole,
-        fraction,
-        exponent,
-    })
+    Ok(Literal { negative, whole, fraction, exponent })
 }
 
 /// A decimal literal as it will be stored: header, and which of its decimal digits go into which base-10000 digit.
@@ -251,10 +219,7 @@ struct Measured {
 
 impl Literal<'_> {
     fn digit(&self, i: usize) -> u8 {
-        let digit = self
-            .whole
-            .get(i)
-            .or_else(|| self.fraction.get(i - self.whole.len()));
+        let digit = self.whole.get(i).or_else(|| self.fraction.get(i - self.whole.len()));
         digit.map_or(0, |digit| digit - b'0')
     }
 
@@ -265,36 +230,15 @@ impl Literal<'_> {
         let scale = u32::try_from(scale).map_err(|_| OUT_OF_RANGE)?;
         let digits = self.whole.len() + self.fraction.len();
         let Some(first) = (0..digits).find(|&i| self.digit(i) != 0) else {
-            let header = Header {
-                negative: false,
-                scale,
-                weight: 0,
-            };
-            return Ok(Measured {
-                header,
-                first: 0,
-                end: 0,
-                missing: 0,
-            });
+            let header = Header { negative: false, scale, weight: 0 };
+            return Ok(Measured { header, first: 0, end: 0, missing: 0 });
         };
-        let end = (first..digits)
-            .rev()
-            .find(|&i| self.digit(i) != 0)
-            .map_or(digits, |i| i + 1);
+        let end = (first..digits).rev().find(|&i| self.digit(i) != 0).map_or(digits, |i| i + 1);
         // power of ten of the first digit, then of its base-10000 digit
         let power = self.whole.len() as i64 - 1 - first as i64 + self.exponent;
         let weight = i32::try_from(power.div_euclid(4)).map_err(|_| OUT_OF_RANGE)?;
-        let header = Header {
-            negative: self.negative,
-            scale,
-            weight,
-        };
-        Ok(Measured {
-            header,
-            first,
-            end,
-            missing: 3 - power.rem_euclid(4) as usize,
-        })
+        let header = Header { negative: self.negative, scale, weight };
+        Ok(Measured { header, first, end, missing: 3 - power.rem_euclid(4) as usize })
     }
 }
 
@@ -312,17 +256,10 @@ impl Literal<'_> {
         if self.exponent != 0 || whole.len() + fraction.len() > 16 {
             return None;
         }
-        let mantissa = whole
-            .iter()
-            .chain(fraction)
-            .fold(0u64, |value, digit| value * 10 + u64::from(digit - b'0'));
+        let mantissa = whole.iter().chain(fraction).fold(0u64, |value, digit| value * 10 + u64::from(digit - b'0'));
         // up to a whole base-10000 digit; 19 decimal digits fit in 64 bits
         let shift = [1, 1000, 100, 10][fraction.len() % 4];
-        Some(Small {
-            negative: self.negative,
-            scale: fraction.len() as u32,
-            mantissa: mantissa * shift,
-        })
+        Some(Small { negative: self.negative, scale: fraction.len() as u32, mantissa: mantissa * shift })
     }
 }
 
@@ -337,24 +274,11 @@ impl Small {
             left /= 10_000;
         }
         if first == digits.len() {
-            return Header {
-                negative: false,
-                scale: self.scale,
-                weight: 0,
-            }
-            .put(out);
+            return Header { negative: false, scale: self.scale, weight: 0 }.put(out);
         }
-        let last = digits
-            .iter()
-            .rposition(|&digit| digit != 0)
-            .unwrap_or(first);
+        let last = digits.iter().rposition(|&digit| digit != 0).unwrap_or(first);
         let weight = (digits.len() - first) as i32 - self.scale.div_ceil(4) as i32 - 1;
-        Header {
-            negative: self.negative,
-            scale: self.scale,
-            weight,
-        }
-        .put(out)?;
+        Header { negative: self.negative, scale: self.scale, weight }.put(out)?;
         buf::reserve(out, 2 * digits.len())?;
         for digit in &digits[first..=last] {
             out.extend_from_slice(&digit.to_le_bytes());
@@ -375,17 +299,8 @@ pub fn encode_decimal(text: &[u8], out: &mut Vec<u8>) -> Result<()> {
     if let Some(small) = literal.as_small() {
         return small.put(out);
     }
-    let Measured {
-        header,
-        first,
-        end,
-        missing,
-    } = literal.measure()?;
-    let groups = if first == end {
-        0
-    } else {
-        (end - first + missing).div_ceil(4)
-    };
+    let Measured { header, first, end, missing } = literal.measure()?;
+    let groups = if first == end { 0 } else { (end - first + missing).div_ceil(4) };
     buf::reserve(out, 4 + groups * 2)?;
     header.put(out)?;
 
@@ -395,12 +310,7 @@ pub fn encode_decimal(text: &[u8], out: &mut Vec<u8>) -> Result<()> {
         let take = if group == 0 { 4 - missing } else { 4 };
         let mut value: u16 = 0;
         for _ in 0..take {
-            value = value * 10
-                + if next < end {
-                    u16::from(literal.digit(next))
-                } else {
-                    0
-                };
+            value = value * 10 + if next < end { u16::from(literal.digit(next)) } else { 0 };
             next += 1;
         }
         out.extend_from_slice(&value.to_le_bytes());
@@ -418,11 +328,7 @@ pub fn put_normal(payload: &[u8], out: &mut Vec<u8>) -> Result<()> {
         && payload[1] & 0xC0 == 0x80
         && payload[2..4] != [0, 0]
         && payload[payload.len() - 2..] != [0, 0];
-    if is_normal {
-        buf::put(out, payload)
-    } else {
-        put_normalized(payload, out)
-    }
+    if is_normal { buf::put(out, payload) } else { put_normalized(payload, out) }
 }
 
 #[cold]
@@ -438,11 +344,7 @@ fn put_normalized(payload: &[u8], out: &mut Vec<u8>) -> Result<()> {
         digits = rest;
     }
     if digits.is_empty() {
-        header = Header {
-            negative: false,
-            weight: 0,
-            ..header
-        };
+        header = Header { negative: false, weight: 0, ..header };
     }
     header.put(out)?;
     buf::put(out, digits)
@@ -457,14 +359,7 @@ fn group(digit: u16) -> [u8; 4] {
 
 /// Appends a stored payload as text, as `numeric_out` prints it: as many digits after the point as the scale says.
 pub fn print(payload: &[u8], out: &mut Vec<u8>) -> Result<()> {
-    let (
-        Header {
-            negative,
-            scale,
-            weight,
-        },
-        digits,
-    ) = match read(payload)? {
+    let (Header { negative, scale, weight }, digits) = match read(payload)? {
         Stored::NotFinite(name) => return buf::put(out, name.as_bytes()),
         Stored::Finite(header, digits) => (header, digits),
     };
@@ -481,8 +376,7 @@ pub fn print(payload: &[u8], out: &mut Vec<u8>) -> Result<()> {
         0 => out.push(b'0'),
         _ => {
             let first = digit(0);
-            let leading_zeros =
-                usize::from(first < 1000) + usize::from(first < 100) + usize::from(first < 10);
+            let leading_zeros = usize::from(first < 1000) + usize::from(first < 100) + usize::from(first < 10);
             out.extend_from_slice(&group(first)[leading_zeros..]);
         }
     }
@@ -493,9 +387,7 @@ pub fn print(payload: &[u8], out: &mut Vec<u8>) -> Result<()> {
         out.push(b'.');
         let end = out.len() + scale;
         // between the point and the first stored digit
-        let absent = usize::try_from(-1 - weight)
-            .unwrap_or(0)
-            .min(scale.div_ceil(4));
+        let absent = usize::try_from(-1 - weight).unwrap_or(0).min(scale.div_ceil(4));
         out.resize(out.len() + absent * 4, b'0');
         let mut next = whole;
         while out.len() < end {
@@ -562,22 +454,10 @@ mod tests {
         // the short form with zeros, negative zero, zero with a weight
         assert_eq!(normal(&[0x01, 0x80, 0, 0, 1, 0]).unwrap(), one);
         assert_eq!(normal(&[0x00, 0x80, 1, 0, 0, 0]).unwrap(), one);
-        assert_eq!(
-            normal(&[0x05, 0xa1, 0, 0]).unwrap(),
-            encoded("0.00").unwrap()
-        );
-        assert_eq!(
-            normal(&[0x00, 0x40, 0, 0, 1, 0]).unwrap(),
-            encoded("-1").unwrap()
-        );
-        assert_eq!(
-            normal(&encoded("1e300").unwrap()).unwrap(),
-            encoded("1e300").unwrap()
-        );
-        assert_eq!(
-            normal(&encoded("0.5").unwrap()).unwrap(),
-            encoded("0.5").unwrap()
-        );
+        assert_eq!(normal(&[0x05, 0xa1, 0, 0]).unwrap(), encoded("0.00").unwrap());
+        assert_eq!(normal(&[0x00, 0x40, 0, 0, 1, 0]).unwrap(), encoded("-1").unwrap());
+        assert_eq!(normal(&encoded("1e300").unwrap()).unwrap(), encoded("1e300").unwrap());
+        assert_eq!(normal(&encoded("0.5").unwrap()).unwrap(), encoded("0.5").unwrap());
     }
 
     #[test]
@@ -595,11 +475,7 @@ mod tests {
     #[test]
     fn malformed_payloads_are_refused() {
         for payload in [&[][..], &[1], &[0, 0], &[0, 0, 0], &[0, 0x80, 1]] {
-            assert_eq!(
-                print(payload, &mut Vec::new()),
-                Err(MALFORMED),
-                "{payload:?}"
-            );
+            assert_eq!(print(payload, &mut Vec::new()), Err(MALFORMED), "{payload:?}");
             assert!(normal(payload).is_err(), "{payload:?}");
         }
         assert_eq!(not_finite(&[1]), Err(MALFORMED));

@@ -22,9 +22,7 @@ pub fn new(unix_us: i64, random: [u8; 10]) -> [u8; 16] {
 
 /// The instant of a UUID made by [`new`], in microseconds since the Unix epoch.
 pub fn unix_us(id: &[u8; 16]) -> i64 {
-    let ms = id[..6]
-        .iter()
-        .fold(0i64, |ms, &byte| ms << 8 | i64::from(byte));
+    let ms = id[..6].iter().fold(0i64, |ms, &byte| ms << 8 | i64::from(byte));
     let fraction = i64::from(u16::from_be_bytes([id[6], id[7]]) & 0x0fff);
     ms * 1000 + fraction * 1000 / 4096
 }

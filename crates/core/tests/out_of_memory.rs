@@ -34,11 +34,7 @@ fn allowed() -> bool {
 unsafe impl GlobalAlloc for Limited {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promises are passed on.
-        if allowed() {
-            unsafe { System.alloc(layout) }
-        } else {
-            std::ptr::null_mut()
-        }
+        if allowed() { unsafe { System.alloc(layout) } } else { std::ptr::null_mut() }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
@@ -48,11 +44,7 @@ unsafe impl GlobalAlloc for Limited {
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // SAFETY: as above.
-        if allowed() {
-            unsafe { System.realloc(at, layout, size) }
-        } else {
-            std::ptr::null_mut()
-        }
+        if allowed() { unsafe { System.realloc(at, layout, size) } } else { std::ptr::null_mut() }
     }
 }
 
@@ -102,11 +94,7 @@ fn work(json: &[u8], stored: &[u8]) -> Result<usize> {
 
 #[test]
 fn every_allocation_may_fail() {
-    let json = format!(
-        "[{}{}]",
-        "{\"k\": \"\\n\", \"a\": [1.5]}, ".repeat(100),
-        "[".repeat(50) + &"]".repeat(50)
-    );
+    let json = format!("[{}{}]", "{\"k\": \"\\n\", \"a\": [1.5]}, ".repeat(100), "[".repeat(50) + &"]".repeat(50));
     let mut writer = Writer::new();
     writer.json(json.as_bytes()).unwrap();
     let stored = writer.jsonb().to_vec();

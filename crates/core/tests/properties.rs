@@ -13,9 +13,7 @@ fn literal() -> impl Strategy<Value = String> {
     prop_oneof![
         any::<i64>().prop_map(|n| n.to_string()),
         (-100i64..100).prop_map(|n| n.to_string()),
-        any::<f64>()
-            .prop_filter("finite", |f| f.is_finite())
-            .prop_map(|f| format!("{f:e}")),
+        any::<f64>().prop_filter("finite", |f| f.is_finite()).prop_map(|f| format!("{f:e}")),
         "-?(0|[1-9][0-9]{0,24})(\\.[0-9]{1,30})?",
         "-?(0|[1-9]0{0,9})(\\.0{0,9}[01])?([eE][+-]?[0-9]{1,3})?",
     ]
@@ -24,16 +22,8 @@ fn literal() -> impl Strategy<Value = String> {
 fn string() -> impl Strategy<Value = String> {
     prop_oneof![
         "[a-z]{0,40}",
-        vec(
-            prop_oneof![
-                any::<char>(),
-                (0u8..0x80).prop_map(char::from),
-                Just('"'),
-                Just('\\')
-            ],
-            0..20
-        )
-        .prop_map(|chars| chars.into_iter().filter(|c| *c != '\0').collect()),
+        vec(prop_oneof![any::<char>(), (0u8..0x80).prop_map(char::from), Just('"'), Just('\\')], 0..20)
+            .prop_map(|chars| chars.into_iter().filter(|c| *c != '\0').collect()),
     ]
 }
 
@@ -79,9 +69,7 @@ fn write(writer: &mut Writer, value: &Value, spare: bool) -> Result<(), Error> {
     match value {
         Value::Array(elements) => {
             writer.begin_array(elements.len())?;
-            elements
-                .iter()
-                .try_for_each(|element| write(writer, element, spare))?;
+            elements.iter().try_for_each(|element| write(writer, element, spare))?;
             writer.end_array()
         }
         Value::Object(pairs) => {
@@ -90,10 +78,7 @@ fn write(writer: &mut Writer, value: &Value, spare: bool) -> Result<(), Error> {
                 let place = names.len() / 2;
                 names.insert(place, b"!spare");
                 let (keys, order) = KeyBlock::new(&names)?;
-                let selected: Vec<u16> = (0..names.len())
-                    .filter(|i| order[*i] != place)
-                    .map(|i| i as u16)
-                    .collect();
+                let selected: Vec<u16> = (0..names.len()).filter(|i| order[*i] != place).map(|i| i as u16).collect();
                 writer.begin_object_of(&keys, &selected)?;
             } else {
                 names.reverse();
@@ -103,9 +88,7 @@ fn write(writer: &mut Writer, value: &Value, spare: bool) -> Result<(), Error> {
                 }
                 writer.begin_object(&keys)?;
             }
-            pairs
-                .iter()
-                .try_for_each(|(_, value)| write(writer, value, spare))?;
+            pairs.iter().try_for_each(|(_, value)| write(writer, value, spare))?;
             writer.end_object()
         }
         scalar => scalar_to(writer, scalar),
@@ -121,9 +104,7 @@ fn assert_holds(writer: &Writer, value: &Value) {
 /// JSON text of a value, with white space and escapes that depend on `seed`.
 fn render(value: &Value, seed: &mut u64, out: &mut String) {
     let mut next = |n: u64| {
-        *seed = seed
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
+        *seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (*seed >> 33) % n
     };
     let space = ["", "", "", " ", "\n", "\t\r "][next(6) as usize];
@@ -133,11 +114,7 @@ fn render(value: &Value, seed: &mut u64, out: &mut String) {
         for c in s.chars() {
             if c < ' ' || next(5) == 0 {
                 for unit in c.encode_utf16(&mut [0; 2]) {
-                    out.push_str(&if next(2) == 0 {
-                        format!("\\u{unit:04x}")
-                    } else {
-                        format!("\\u{unit:04X}")
-                    });
+                    out.push_str(&if next(2) == 0 { format!("\\u{unit:04x}") } else { format!("\\u{unit:04X}") });
                 }
             } else if matches!(c, '"' | '\\') {
                 out.push('\\');
@@ -184,15 +161,10 @@ fn from_serde(value: serde_json::Value) -> Value {
         serde_json::Value::Bool(b) => Value::Bool(b),
         serde_json::Value::Number(n) => Value::Number(n.to_string()),
         serde_json::Value::String(s) => Value::String(s),
-        serde_json::Value::Array(elements) => {
-            Value::Array(elements.into_iter().map(from_serde).collect())
+        serde_json::Value::Array(elements) => Value::Array(elements.into_iter().map(from_serde).collect()),
+        serde_json::Value::Object(pairs) => {
+            Value::Object(pairs.into_iter().map(|(key, value)| (key, from_serde(value))).collect())
         }
-        serde_json::Value::Object(pairs) => Value::Object(
-            pairs
-                .into_iter()
-                .map(|(key, value)| (key, from_serde(value)))
-                .collect(),
-        ),
     }
 }
 

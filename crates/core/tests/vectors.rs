@@ -26,29 +26,13 @@ const NUMERICS: &[(&str, &str, &str)] = &[
     ("8080", "0100004006000090180000008080", "0.0"),
     ("00800100", "01000040080000902000000000800100", "1"),
     ("00a00100", "01000040080000902000000000a00100", "-1"),
-    (
-        "00810c008813",
-        "010000400a0000902800000000810c008813",
-        "12.50",
-    ),
+    ("00810c008813", "010000400a0000902800000000810c008813", "12.50"),
     ("00800f27", "01000040080000902000000000800f27", "9999"),
     ("01800100", "01000040080000902000000001800100", "10000"),
     ("01a00100", "01000040080000902000000001a00100", "-10000"),
-    (
-        "028301002909851a0100",
-        "010000400e00009038000000028301002909851a0100",
-        "123456789.000100",
-    ),
-    (
-        "05800100",
-        "01000040080000902000000005800100",
-        "100000000000000000000",
-    ),
-    (
-        "05a00100",
-        "01000040080000902000000005a00100",
-        "-100000000000000000000",
-    ),
+    ("028301002909851a0100", "010000400e00009038000000028301002909851a0100", "123456789.000100"),
+    ("05800100", "01000040080000902000000005800100", "100000000000000000000"),
+    ("05a00100", "01000040080000902000000005a00100", "-100000000000000000000"),
     ("fe830a00", "010000400800009020000000fe830a00", "0.0000001"),
     (
         "6500e7ff01008813",
@@ -65,11 +49,7 @@ const NUMERICS: &[(&str, &str, &str)] = &[
     ("00f0", "01000040090000802d496e66696e697479", "-Infinity"),
     ("7f820100", "0100004008000090200000007f820100", "0.0001"),
     ("ff820100", "010000400800009020000000ff820100", "0.00010"),
-    (
-        "01820f270f270f27",
-        "010000400c0000903000000001820f270f270f27",
-        "99999999.9999",
-    ),
+    ("01820f270f270f27", "010000400c0000903000000001820f270f270f27", "99999999.9999"),
     (
         "3f800100",
         "0100004008000090200000003f800100",
@@ -132,11 +112,7 @@ fn numerics_become_what_to_jsonb_makes_of_them() {
         writer.end_array().unwrap();
         assert_eq!(writer.jsonb(), unhex(array), "{text}");
         let quoted = text.contains('N') || text.contains('y');
-        let expected = if quoted {
-            format!("[\"{text}\"]")
-        } else {
-            format!("[{text}]")
-        };
+        let expected = if quoted { format!("[\"{text}\"]") } else { format!("[{text}]") };
         assert_eq!(writer.text(), expected.as_bytes());
     }
 }
@@ -145,11 +121,7 @@ fn numerics_become_what_to_jsonb_makes_of_them() {
 const DOCUMENTS: &[(&str, &str, &str)] = &[
     (r#"{}"#, "00000020", r#"{}"#),
     (r#"[]"#, "00000040", r#"[]"#),
-    (
-        r#"{"a":1}"#,
-        "01000020010000800b000010610000002000000000800100",
-        r#"{"a": 1}"#,
-    ),
+    (r#"{"a":1}"#, "01000020010000800b000010610000002000000000800100", r#"{"a": 1}"#),
     (
         r#"{"bb":"x","a":null,"c":true,"ab":false}"#,
         "04000020010000800100000002000000020000000000004000000030000000200100000061636162626278",
@@ -161,11 +133,7 @@ const DOCUMENTS: &[(&str, &str, &str)] = &[
         r#"[1, -1, 0, 10000, 123456789012, -9223372036854775808, 1000000]"#,
     ),
     (r#""scalar""#, "01000050060000807363616c6172", r#""scalar""#),
-    (
-        r#"12.50"#,
-        "010000500a0000902800000000810c008813",
-        r#"12.50"#,
-    ),
+    (r#"12.50"#, "010000500a0000902800000000810c008813", r#"12.50"#),
     (r#"null"#, "01000050000000c0", r#"null"#),
     (r#"true"#, "01000050000000b0", r#"true"#),
     (r#"false"#, "01000050000000a0", r#"false"#),
@@ -266,32 +234,14 @@ fn floats_become_what_to_jsonb_makes_of_them() {
 
 #[test]
 fn numbers_beyond_numeric_are_refused_where_postgresql_refuses_them() {
-    for accepted in [
-        "1e131071",
-        "0.1e131072",
-        "10000e131067",
-        "0e-16383",
-        "1e-16383",
-        "0e1000000",
-        "0e1073741822",
-    ] {
+    for accepted in ["1e131071", "0.1e131072", "10000e131067", "0e-16383", "1e-16383", "0e1000000", "0e1073741822"] {
         assert!(read(accepted).is_ok(), "{accepted}");
     }
-    for refused in [
-        "1e131072",
-        "0.1e131073",
-        "10000e131068",
-        "0e-16384",
-        "1e-16384",
-        "0e1073741823",
-        "1e-99999999999999999999",
-    ] {
+    for refused in
+        ["1e131072", "0.1e131073", "10000e131068", "0e-16384", "1e-16384", "0e1073741823", "1e-99999999999999999999"]
+    {
         let error = read(refused).unwrap_err();
-        assert_eq!(
-            error,
-            Error::NotJsonb("number out of the range of numeric"),
-            "{refused}"
-        );
+        assert_eq!(error, Error::NotJsonb("number out of the range of numeric"), "{refused}");
     }
     // also where a later duplicate would remove it
     assert!(read("{\"a\": 1e131072, \"a\": 1}").is_err());
@@ -304,40 +254,22 @@ fn numbers_beyond_numeric_are_refused_where_postgresql_refuses_them() {
 
 #[test]
 fn json_that_jsonb_cannot_hold_says_so() {
-    for text in [
-        r#""\u0000""#,
-        r#"{"\u0000": 1}"#,
-        r#""\ud800""#,
-        r#""\ud800x""#,
-        r#""\udc00""#,
-        r#""\ud800\ud800""#,
-    ] {
+    for text in [r#""\u0000""#, r#"{"\u0000": 1}"#, r#""\ud800""#, r#""\ud800x""#, r#""\udc00""#, r#""\ud800\ud800""#] {
         assert!(matches!(read(text), Err(Error::NotJsonb(_))), "{text}");
     }
     let deep = |depth: usize| format!("{}1{}", "[".repeat(depth), "]".repeat(depth));
     assert!(read(&deep(MAX_DEPTH)).is_ok());
-    assert_eq!(
-        read(&deep(MAX_DEPTH + 1)).unwrap_err(),
-        Error::NotJsonb("nested too deeply")
-    );
+    assert_eq!(read(&deep(MAX_DEPTH + 1)).unwrap_err(), Error::NotJsonb("nested too deeply"));
     let deep = |depth: usize| format!("{}1{}", "{\"a\": ".repeat(depth), "}".repeat(depth));
-    assert_eq!(
-        read(&deep(MAX_DEPTH)).unwrap().text(),
-        deep(MAX_DEPTH).as_bytes()
-    );
-    assert_eq!(
-        read(&deep(MAX_DEPTH + 1)).unwrap_err(),
-        Error::NotJsonb("nested too deeply")
-    );
+    assert_eq!(read(&deep(MAX_DEPTH)).unwrap().text(), deep(MAX_DEPTH).as_bytes());
+    assert_eq!(read(&deep(MAX_DEPTH + 1)).unwrap_err(), Error::NotJsonb("nested too deeply"));
 }
 
 #[test]
 fn depth_counts_what_is_around() {
     let stored = {
         let mut writer = Writer::new();
-        writer
-            .json(format!("{}{}", "[".repeat(MAX_DEPTH), "]".repeat(MAX_DEPTH)).as_bytes())
-            .unwrap();
+        writer.json(format!("{}{}", "[".repeat(MAX_DEPTH), "]".repeat(MAX_DEPTH)).as_bytes()).unwrap();
         writer.jsonb().to_vec()
     };
     let mut writer = Writer::new();
@@ -346,10 +278,7 @@ fn depth_counts_what_is_around() {
     writer.clear();
     writer.begin_array(1).unwrap();
     let mark = writer.mark();
-    assert_eq!(
-        writer.container(&stored),
-        Err(Error::NotJsonb("nested too deeply"))
-    );
+    assert_eq!(writer.container(&stored), Err(Error::NotJsonb("nested too deeply")));
     writer.rollback(&mark);
     writer.null().unwrap();
     writer.end_array().unwrap();
@@ -359,10 +288,7 @@ fn depth_counts_what_is_around() {
     for _ in 0..MAX_DEPTH {
         writer.begin_array(1).unwrap();
     }
-    assert_eq!(
-        writer.begin_array(1),
-        Err(Error::NotJsonb("nested too deeply"))
-    );
+    assert_eq!(writer.begin_array(1), Err(Error::NotJsonb("nested too deeply")));
 }
 
 #[test]
@@ -426,65 +352,34 @@ fn keys_are_sorted_by_length_then_bytes() {
     writer.begin_object(&keys).unwrap();
     (0..5).for_each(|n| writer.integer(n).unwrap());
     writer.end_object().unwrap();
-    assert_eq!(
-        std::str::from_utf8(writer.text()).unwrap(),
-        r#"{"": 0, "a": 1, "b\"": 2, "zz": 3, "é": 4}"#
-    );
-    assert_eq!(
-        writer.jsonb(),
-        read(std::str::from_utf8(writer.text()).unwrap())
-            .unwrap()
-            .jsonb()
-    );
+    assert_eq!(std::str::from_utf8(writer.text()).unwrap(), r#"{"": 0, "a": 1, "b\"": 2, "zz": 3, "é": 4}"#);
+    assert_eq!(writer.jsonb(), read(std::str::from_utf8(writer.text()).unwrap()).unwrap().jsonb());
 
     writer.clear();
     writer.begin_object_of(&keys, &[2, 4]).unwrap();
     writer.null().unwrap();
     writer.boolean(false).unwrap();
     writer.end_object().unwrap();
-    assert_eq!(
-        std::str::from_utf8(writer.text()).unwrap(),
-        r#"{"b\"": null, "é": false}"#
-    );
-    assert_eq!(
-        writer.jsonb(),
-        read(std::str::from_utf8(writer.text()).unwrap())
-            .unwrap()
-            .jsonb()
-    );
+    assert_eq!(std::str::from_utf8(writer.text()).unwrap(), r#"{"b\"": null, "é": false}"#);
+    assert_eq!(writer.jsonb(), read(std::str::from_utf8(writer.text()).unwrap()).unwrap().jsonb());
 
     writer.clear();
     assert!(writer.begin_object_of(&keys, &[2, 5]).is_err());
     assert!(writer.begin_object_of(&keys, &[2, 1]).is_err());
     assert!(writer.begin_object_of(&keys, &[1, 1]).is_err());
-    assert_eq!(
-        KeyBlock::new(&[b"a", b"b", b"a"]).unwrap_err(),
-        Error::NotJsonb("duplicate member name")
-    );
+    assert_eq!(KeyBlock::new(&[b"a", b"b", b"a"]).unwrap_err(), Error::NotJsonb("duplicate member name"));
     assert!(KeyBlock::new(&[]).unwrap().0.is_empty());
 }
 
 #[test]
 fn a_table_of_1600_columns() {
     let names: Vec<String> = (0..1600).map(|i| format!("column_{i}")).collect();
-    let (keys, _) =
-        KeyBlock::new(&names.iter().map(|name| name.as_bytes()).collect::<Vec<_>>()).unwrap();
+    let (keys, _) = KeyBlock::new(&names.iter().map(|name| name.as_bytes()).collect::<Vec<_>>()).unwrap();
     let mut writer = Writer::new();
     writer.begin_object(&keys).unwrap();
-    (0..1600).for_each(|n| {
-        if n % 3 == 0 {
-            writer.integer(n).unwrap()
-        } else {
-            writer.string(b"text").unwrap()
-        }
-    });
+    (0..1600).for_each(|n| if n % 3 == 0 { writer.integer(n).unwrap() } else { writer.string(b"text").unwrap() });
     writer.end_object().unwrap();
-    assert_eq!(
-        writer.jsonb(),
-        read(std::str::from_utf8(writer.text()).unwrap())
-            .unwrap()
-            .jsonb()
-    );
+    assert_eq!(writer.jsonb(), read(std::str::from_utf8(writer.text()).unwrap()).unwrap().jsonb());
 }
 
 #[test]
@@ -512,9 +407,7 @@ fn a_digest_stands_for_a_value() {
     writer.digest(&[0xab; 32], u64::MAX).unwrap();
     writer.end_object().unwrap();
     let digits = "ab".repeat(32);
-    let expected = format!(
-        "{{\"a\": 1, \"b\": {{\"$bytes\": 18446744073709551615, \"$sha256\": \"{digits}\"}}}}"
-    );
+    let expected = format!("{{\"a\": 1, \"b\": {{\"$bytes\": 18446744073709551615, \"$sha256\": \"{digits}\"}}}}");
     assert_eq!(std::str::from_utf8(writer.text()).unwrap(), expected);
     assert_eq!(writer.jsonb(), read(&expected).unwrap().jsonb());
 }
@@ -551,9 +444,7 @@ fn members_are_counted() {
 #[test]
 fn shrinking_gives_memory_back() {
     let mut writer = Writer::new();
-    writer
-        .json(format!("[\"{}\", {{\"\\n\": [1]}}]", "x".repeat(100_000)).as_bytes())
-        .unwrap();
+    writer.json(format!("[\"{}\", {{\"\\n\": [1]}}]", "x".repeat(100_000)).as_bytes()).unwrap();
     writer.shrink(1 << 20);
     assert!(!writer.is_complete());
     assert_eq!(writer.jsonb(), b"");
@@ -589,11 +480,7 @@ fn damaged_jsonb_is_refused() {
 fn a_numeric_with_a_short_varlena_header_prints() {
     // a 1-byte header, which current versions do not write into JSONB
     let mut writer = Writer::new();
-    writer
-        .container(&unhex(
-            "0100004005000090 0b00800100".replace(' ', "").as_str(),
-        ))
-        .unwrap();
+    writer.container(&unhex("0100004005000090 0b00800100".replace(' ', "").as_str())).unwrap();
     assert_eq!(writer.text(), b"[1]");
 }
 

@@ -31,17 +31,9 @@ impl Inet {
             IpAddr::V4(ip) => {
                 let mut addr = [0; 16];
                 addr[..4].copy_from_slice(&ip.octets());
-                Inet {
-                    family: Family::V4,
-                    bits: 32,
-                    addr,
-                }
+                Inet { family: Family::V4, bits: 32, addr }
             }
-            IpAddr::V6(ip) => Inet {
-                family: Family::V6,
-                bits: 128,
-                addr: ip.octets(),
-            },
+            IpAddr::V6(ip) => Inet { family: Family::V6, bits: 128, addr: ip.octets() },
         }
     }
 
@@ -78,14 +70,12 @@ impl Inet {
         let bits = usize::from(self.bits.min(self.max_bits()));
         let (ours, theirs) = (self.octets(), host.octets());
         let (whole, rest) = (bits / 8, bits % 8);
-        ours[..whole] == theirs[..whole]
-            && (rest == 0 || (ours[whole] ^ theirs[whole]) >> (8 - rest) == 0)
+        ours[..whole] == theirs[..whole] && (rest == 0 || (ours[whole] ^ theirs[whole]) >> (8 - rest) == 0)
     }
 }
 
 fn prefix(text: &str, max: u8) -> Option<u8> {
-    let is_number = matches!(text.as_bytes(), [b'0'] | [b'1'..=b'9', ..])
-        && text.bytes().all(|b| b.is_ascii_digit());
+    let is_number = matches!(text.as_bytes(), [b'0'] | [b'1'..=b'9', ..]) && text.bytes().all(|b| b.is_ascii_digit());
     text.parse().ok().filter(|bits| is_number && *bits <= max)
 }
 
@@ -108,10 +98,7 @@ pub fn parse_inet(text: &str) -> Result<Inet, ContextError> {
     parse(text).ok_or_else(|| ContextError {
         kind: ContextErrorKind::NotAnAddress,
         message: "invalid IP address",
-        detail: format!(
-            "\"{}\" is no IPv4 or IPv6 address.",
-            text.chars().take(64).collect::<String>()
-        ),
+        detail: format!("\"{}\" is no IPv4 or IPv6 address.", text.chars().take(64).collect::<String>()),
         hint: "Write addresses in full, such as 192.0.2.1 or 2001:db8::1.",
     })
 }
@@ -123,19 +110,13 @@ mod tests {
     #[test]
     fn full_addresses_are_read() {
         let v4 = parse_inet("192.0.2.1").unwrap();
-        assert_eq!(
-            (v4.family, v4.bits, v4.octets()),
-            (Family::V4, 32, &[192, 0, 2, 1][..])
-        );
+        assert_eq!((v4.family, v4.bits, v4.octets()), (Family::V4, 32, &[192, 0, 2, 1][..]));
         assert_eq!(parse_inet("192.0.2.1/24").unwrap().bits, 24);
         assert_eq!(parse_inet("0.0.0.0/0").unwrap().bits, 0);
         let v6 = parse_inet("2001:db8::1").unwrap();
         assert_eq!((v6.family, v6.bits, v6.octets()[15]), (Family::V6, 128, 1));
         assert_eq!(parse_inet("::/0").unwrap().bits, 0);
-        assert_eq!(
-            parse_inet("::ffff:192.0.2.1/128").unwrap().octets()[12..],
-            [192, 0, 2, 1]
-        );
+        assert_eq!(parse_inet("::ffff:192.0.2.1/128").unwrap().octets()[12..], [192, 0, 2, 1]);
         assert_eq!(v6.ip().to_string(), "2001:db8::1");
         assert_eq!(v4.ip().to_string(), "192.0.2.1");
     }
@@ -172,8 +153,7 @@ mod tests {
 
     #[test]
     fn networks_hold_their_addresses() {
-        let holds =
-            |network: &str, ip: &str| parse_inet(network).unwrap().contains(ip.parse().unwrap());
+        let holds = |network: &str, ip: &str| parse_inet(network).unwrap().contains(ip.parse().unwrap());
         assert!(holds("10.0.0.0/8", "10.255.0.1"));
         assert!(!holds("10.0.0.0/8", "11.0.0.1"));
         assert!(holds("192.0.2.128/25", "192.0.2.129"));

@@ -108,10 +108,7 @@ mod tests {
         assert_eq!(check_string(&[b'x'; MAX_STRING]), Ok(()));
         let error = check_string(&[b'x'; MAX_STRING + 1]).unwrap_err();
         assert_eq!(error.kind, ContextErrorKind::TooLong);
-        assert_eq!(
-            error.to_string(),
-            "context value is too long: The value has 8193 bytes; at most 8192 are allowed."
-        );
+        assert_eq!(error.to_string(), "context value is too long: The value has 8193 bytes; at most 8192 are allowed.");
     }
 
     #[test]
@@ -122,13 +119,7 @@ mod tests {
         for scalar in [&b"[]"[..], b"1", b"null", b"\"{}\""] {
             assert_eq!(kind(scalar), ContextErrorKind::NotAnObject);
         }
-        for text in [
-            &b""[..],
-            b"{",
-            b"{a: 1}",
-            b"{\"a\": \"\\u0000\"}",
-            b"{\"a\": 1e131072}",
-        ] {
+        for text in [&b""[..], b"{", b"{a: 1}", b"{\"a\": \"\\u0000\"}", b"{\"a\": 1e131072}"] {
             assert_eq!(kind(text), ContextErrorKind::NotJson);
         }
         let large = format!("{{\"a\": \"{}\"}}", "x".repeat(MAX_CONTEXT));

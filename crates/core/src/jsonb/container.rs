@@ -4,8 +4,8 @@
 
 use super::json::TOO_DEEP;
 use super::layout::{
-    ARRAY, CONTAINER, COUNT_MASK, FALSE, HAS_OFFSET, LENGTH_MASK, MAX_DEPTH, MAX_TEXT, NULL,
-    NUMERIC, OBJECT, SCALAR, STRING, TRUE, TYPE_MASK,
+    ARRAY, CONTAINER, COUNT_MASK, FALSE, HAS_OFFSET, LENGTH_MASK, MAX_DEPTH, MAX_TEXT, NULL, NUMERIC, OBJECT, SCALAR,
+    STRING, TRUE, TYPE_MASK,
 };
 use super::output::Output;
 use super::text;
@@ -47,11 +47,7 @@ fn word(bytes: &[u8], at: usize) -> Result<u32> {
 /// End of a member that begins at `start`, both counted from the container's data (jsonb.h, JBE_ADVANCE_OFFSET).
 fn end_of(entry: u32, start: usize) -> usize {
     let field = (entry & LENGTH_MASK) as usize;
-    if entry & HAS_OFFSET != 0 {
-        field
-    } else {
-        start + field
-    }
+    if entry & HAS_OFFSET != 0 { field } else { start + field }
 }
 
 impl Cursor {
@@ -68,16 +64,8 @@ impl Cursor {
         if data > limit {
             return Err(MALFORMED);
         }
-        let mut cursor = Cursor {
-            is_object,
-            entry: at + 4,
-            left: count,
-            count,
-            limit,
-            data,
-            first_used: 0,
-            value_used: 0,
-        };
+        let mut cursor =
+            Cursor { is_object, entry: at + 4, left: count, count, limit, data, first_used: 0, value_used: 0 };
         if is_object {
             // the values' data begins where the last key ends
             for i in 0..count {
@@ -95,11 +83,7 @@ impl Cursor {
             return Err(MALFORMED);
         }
         let bytes = root.get(start..end).ok_or(MALFORMED)?;
-        Ok(Member {
-            kind: entry & TYPE_MASK,
-            start,
-            bytes,
-        })
+        Ok(Member { kind: entry & TYPE_MASK, start, bytes })
     }
 
     /// The next element, or the next key with its value.
@@ -128,19 +112,13 @@ impl Cursor {
 impl<'a> Member<'a> {
     /// Data from the next multiple of four on.
     fn aligned(&self) -> Result<&'a [u8]> {
-        self.bytes
-            .get(self.start.wrapping_neg() & 3..)
-            .ok_or(MALFORMED)
+        self.bytes.get(self.start.wrapping_neg() & 3..).ok_or(MALFORMED)
     }
 
     /// What follows the varlena header of a numeric: one byte long if its low bit is set, else four.
     fn numeric(&self) -> Result<&'a [u8]> {
         let varlena = self.aligned()?;
-        let header = if varlena.first().is_some_and(|byte| byte & 1 == 1) {
-            1
-        } else {
-            4
-        };
+        let header = if varlena.first().is_some_and(|byte| byte & 1 == 1) { 1 } else { 4 };
         varlena.get(header..).ok_or(MALFORMED)
     }
 
@@ -223,12 +201,7 @@ fn print(root: &[u8], out: &mut Vec<u8>, open: &mut Vec<Cursor>, depth: usize) -
             if depth + open.len() >= MAX_DEPTH {
                 return Err(TOO_DEEP);
             }
-            cursor = enter(
-                root,
-                value.start.next_multiple_of(4),
-                value.start + value.bytes.len(),
-                out,
-            )?;
+            cursor = enter(root, value.start.next_multiple_of(4), value.start + value.bytes.len(), out)?;
         }
         if out.len() > MAX_TEXT {
             return Err(Error::TooLarge);

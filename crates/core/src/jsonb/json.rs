@@ -4,8 +4,7 @@
 //! sorted, freed of duplicates and written.
 
 use super::layout::{
-    ARRAY, CONTAINER, HAS_OFFSET, LENGTH_MASK, MAX_DEPTH, MAX_ELEMENTS, MAX_PAIRS, Members, OBJECT,
-    STRIDE, position,
+    ARRAY, CONTAINER, HAS_OFFSET, LENGTH_MASK, MAX_DEPTH, MAX_ELEMENTS, MAX_PAIRS, Members, OBJECT, STRIDE, position,
 };
 use super::output::Output;
 use super::text;
@@ -111,16 +110,9 @@ impl<'a> Lexer<'a> {
 
     fn digits(&mut self) -> Result<()> {
         let rest = &self.input[self.at..];
-        let count = rest
-            .iter()
-            .position(|byte| !byte.is_ascii_digit())
-            .unwrap_or(rest.len());
+        let count = rest.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(rest.len());
         self.at += count;
-        if count == 0 {
-            Err(Error::InvalidJson)
-        } else {
-            Ok(())
-        }
+        if count == 0 { Err(Error::InvalidJson) } else { Ok(()) }
     }
 
     fn take(&mut self, accepted: impl Fn(u8) -> bool) -> bool {
@@ -148,11 +140,7 @@ impl<'a> Lexer<'a> {
         if has_exponent || self.at - start > ALWAYS_IN_RANGE {
             numeric::check_decimal(&self.input[start..self.at])?;
         }
-        Ok(Node {
-            kind: Kind::Number,
-            at: start as u32,
-            length: (self.at - start) as u32,
-        })
+        Ok(Node { kind: Kind::Number, at: start as u32, length: (self.at - start) as u32 })
     }
 
     /// A string from its opening quote on: `json_lex_string`.
@@ -161,11 +149,7 @@ impl<'a> Lexer<'a> {
         let start = self.at;
         self.at += plain_run(&self.input[start..]);
         if self.take(|byte| byte == b'"') {
-            return Ok(Node {
-                kind: Kind::Plain,
-                at: start as u32,
-                length: (self.at - 1 - start) as u32,
-            });
+            return Ok(Node { kind: Kind::Plain, at: start as u32, length: (self.at - 1 - start) as u32 });
         }
         let decoded_start = decoded.len();
         buf::put(decoded, &self.input[start..self.at])?;
@@ -180,11 +164,7 @@ impl<'a> Lexer<'a> {
             self.at += run;
         }
         let length = decoded.len() - decoded_start;
-        Ok(Node {
-            kind: Kind::Decoded,
-            at: position(decoded_start)?,
-            length: length as u32,
-        })
+        Ok(Node { kind: Kind::Decoded, at: position(decoded_start)?, length: length as u32 })
     }
 
     /// What follows a backslash.
@@ -208,14 +188,11 @@ impl<'a> Lexer<'a> {
     }
 
     fn code_unit(&mut self) -> Result<u32> {
-        let digits = self
-            .input
-            .get(self.at..self.at + 4)
-            .ok_or(Error::InvalidJson)?;
+        let digits = self.input.get(self.at..self.at + 4).ok_or(Error::InvalidJson)?;
         self.at += 4;
-        digits.iter().try_fold(0, |unit, &digit| {
-            Ok(unit << 4 | char::from(digit).to_digit(16).ok_or(Error::InvalidJson)?)
-        })
+        digits
+            .iter()
+            .try_fold(0, |unit, &digit| Ok(unit << 4 | char::from(digit).to_digit(16).ok_or(Error::InvalidJson)?))
     }
 
     /// The character of one `\u` escape, or of two that are a surrogate pair.
@@ -265,16 +242,12 @@ impl Scratch {
 
     /// Whether the text that was read is an array or an object.
     pub fn is_container(&self) -> bool {
-        self.nodes
-            .first()
-            .is_some_and(|node| matches!(node.kind, Kind::Array | Kind::Object))
+        self.nodes.first().is_some_and(|node| matches!(node.kind, Kind::Array | Kind::Object))
     }
 
     /// Whether the text that was read is an object.
     pub fn is_object(&self) -> bool {
-        self.nodes
-            .first()
-            .is_some_and(|node| node.kind == Kind::Object)
+        self.nodes.first().is_some_and(|node| node.kind == Kind::Object)
     }
 
     /// Reads a whole JSON text; `depth` is how deep it will stand.
@@ -301,11 +274,7 @@ impl Scratch {
 
     /// Reads a scalar, or the start of a container. True: a member of the container just begun comes next.
     fn begin_value(&mut self, lexer: &mut Lexer<'_>, depth: usize) -> Result<bool> {
-        let word = |kind| Node {
-            kind,
-            at: 0,
-            length: 0,
-        };
+        let word = |kind| Node { kind, at: 0, length: 0 };
         match lexer.peek().ok_or(Error::InvalidJson)? {
             b'{' => return self.begin_container(lexer, Kind::Object, depth),
             b'[' => return self.begin_container(lexer, Kind::Array, depth),
@@ -340,11 +309,7 @@ impl Scratch {
         }
         lexer.at += 1;
         let number = self.nodes.len() as u32;
-        self.add(Node {
-            kind,
-            at: number + 1,
-            length: 0,
-        })?;
+        self.add(Node { kind, at: number + 1, length: 0 })?;
         let bracket = if kind == Kind::Object { b'}' } else { b']' };
         if lexer.peek() == Some(bracket) {
             lexer.at += 1;
@@ -391,11 +356,7 @@ impl Scratch {
             node.at = after;
             self.reading.pop();
         }
-        if lexer.peek().is_some() {
-            Err(Error::InvalidJson)
-        } else {
-            Ok(true)
-        }
+        if lexer.peek().is_some() { Err(Error::InvalidJson) } else { Ok(true) }
     }
 
     /// Writes what was read from `input`; returns the type bits of its entry word.
@@ -436,11 +397,7 @@ impl Scratch {
     }
 
     fn string<'a>(&'a self, node: Node, input: &'a [u8]) -> &'a [u8] {
-        let source = if node.kind == Kind::Decoded {
-            &self.decoded[..]
-        } else {
-            input
-        };
+        let source = if node.kind == Kind::Decoded { &self.decoded[..] } else { input };
         &source[node.at as usize..][..node.length as usize]
     }
 
@@ -474,10 +431,7 @@ impl Scratch {
         }
         let pair = self.pairs[open.next as usize];
         open.next += 1;
-        text::put_quoted(
-            &mut out.text,
-            self.string(self.nodes[pair.key as usize], input),
-        )?;
+        text::put_quoted(&mut out.text, self.string(self.nodes[pair.key as usize], input))?;
         buf::put(&mut out.text, b": ")?;
         Ok(pair.value)
     }
@@ -494,19 +448,8 @@ impl Scratch {
             buf::put(&mut out.jsonb, &(ARRAY | node.length).to_le_bytes())?;
             buf::zeros(&mut out.jsonb, node.length as usize * 4)?;
             let data = position(out.jsonb.len())?;
-            let members = Members {
-                base,
-                entries,
-                data,
-                next: 0,
-                end: node.length,
-            };
-            return Ok(Open {
-                members,
-                is_object: false,
-                next: number + 1,
-                first_pair,
-            });
+            let members = Members { base, entries, data, next: 0, end: node.length };
+            return Ok(Open { members, is_object: false, next: number + 1, first_pair });
         }
         buf::push(&mut out.text, b'{')?;
         self.collect_pairs(number, input)?;
@@ -520,34 +463,16 @@ impl Scratch {
             if end > LENGTH_MASK as usize {
                 return Err(Error::TooLarge);
             }
-            let entry = if (i as u32).is_multiple_of(STRIDE) {
-                end as u32 | HAS_OFFSET
-            } else {
-                length
-            };
+            let entry = if (i as u32).is_multiple_of(STRIDE) { end as u32 | HAS_OFFSET } else { length };
             buf::put(&mut out.jsonb, &entry.to_le_bytes())?;
         }
         buf::zeros(&mut out.jsonb, count as usize * 4)?;
         let data = position(out.jsonb.len())?;
         for pair in pairs {
-            buf::put(
-                &mut out.jsonb,
-                self.string(self.nodes[pair.key as usize], input),
-            )?;
+            buf::put(&mut out.jsonb, self.string(self.nodes[pair.key as usize], input))?;
         }
-        let members = Members {
-            base,
-            entries,
-            data,
-            next: count,
-            end: count * 2,
-        };
-        Ok(Open {
-            members,
-            is_object: true,
-            next: first_pair,
-            first_pair,
-        })
+        let members = Members { base, entries, data, next: count, end: count * 2 };
+        Ok(Open { members, is_object: true, next: first_pair, first_pair })
     }
 
     /// Appends an object's pairs in JSONB's order; of equal keys the last one stays (`uniqueifyJsonbObject`).
@@ -557,10 +482,7 @@ impl Scratch {
         buf::reserve(&mut self.pairs, object.length as usize)?;
         let mut key = number + 1;
         for _ in 0..object.length {
-            self.pairs.push(Pair {
-                key,
-                value: key + 1,
-            });
+            self.pairs.push(Pair { key, value: key + 1 });
             let value = self.nodes[key as usize + 1];
             key = match value.kind {
                 Kind::Array | Kind::Object => value.at,

@@ -26,11 +26,7 @@ fn empty<T>(capacity: usize) -> Result<Vec<T>> {
 
 /// Entry word of a key (a string) of an object.
 fn key_entry(number: usize, end: usize, length: usize) -> u32 {
-    if (number as u32).is_multiple_of(STRIDE) {
-        end as u32 | HAS_OFFSET
-    } else {
-        length as u32
-    }
+    if (number as u32).is_multiple_of(STRIDE) { end as u32 | HAS_OFFSET } else { length as u32 }
 }
 
 /// Range of the i-th of some pieces that lie one after the other.
@@ -53,10 +49,7 @@ impl KeyBlock {
         let mut order = empty(names.len())?;
         order.extend(0..names.len());
         order.sort_unstable_by_key(|&i: &usize| (names[i].len(), names[i]));
-        if order
-            .windows(2)
-            .any(|pair| names[pair[0]] == names[pair[1]])
-        {
+        if order.windows(2).any(|pair| names[pair[0]] == names[pair[1]]) {
             return Err(Error::NotJsonb("duplicate member name"));
         }
 
@@ -70,14 +63,10 @@ impl KeyBlock {
         for &i in &order {
             block.add(names[i])?;
         }
-        block
-            .head
-            .extend_from_slice(&(OBJECT | names.len() as u32).to_le_bytes());
+        block.head.extend_from_slice(&(OBJECT | names.len() as u32).to_le_bytes());
         for i in 0..names.len() {
             let range = piece(&block.name_ends, i);
-            block
-                .head
-                .extend_from_slice(&key_entry(i, range.end, range.len()).to_le_bytes());
+            block.head.extend_from_slice(&key_entry(i, range.end, range.len()).to_le_bytes());
         }
         buf::zeros(&mut block.head, names.len() * 4)?;
         buf::put(&mut block.head, &block.names)?;
@@ -94,8 +83,7 @@ impl KeyBlock {
         buf::put(&mut self.labels, b", ")?;
         text::put_quoted(&mut self.labels, name)?;
         buf::put(&mut self.labels, b": ")?;
-        self.label_ends
-            .push(u32::try_from(self.labels.len()).map_err(|_| Error::TooLarge)?);
+        self.label_ends.push(u32::try_from(self.labels.len()).map_err(|_| Error::TooLarge)?);
         Ok(())
     }
 
@@ -111,11 +99,7 @@ impl KeyBlock {
 
     /// The i-th name in JSONB's order; empty when there is none.
     pub fn name(&self, i: usize) -> &[u8] {
-        if i < self.len() {
-            &self.names[piece(&self.name_ends, i)]
-        } else {
-            &[]
-        }
+        if i < self.len() { &self.names[piece(&self.name_ends, i)] } else { &[] }
     }
 
     /// Appends the start of an object with all keys.
@@ -126,9 +110,7 @@ impl KeyBlock {
 
     /// Appends the start of an object with some of the keys.
     pub(super) fn put_head_of(&self, selected: &[u16], jsonb: &mut Vec<u8>) -> Result<()> {
-        let known = selected
-            .last()
-            .is_none_or(|&last| usize::from(last) < self.len());
+        let known = selected.last().is_none_or(|&last| usize::from(last) < self.len());
         if !known || !selected.is_sorted_by(|a, b| a < b) {
             return Err(Error::NotJsonb("member outside of the object"));
         }
@@ -156,12 +138,7 @@ impl KeyBlock {
     }
 
     /// Appends the labels of some keys, and their ends counted from the first of them.
-    pub(super) fn put_labels_of(
-        &self,
-        selected: &[u16],
-        labels: &mut Vec<u8>,
-        ends: &mut Vec<u32>,
-    ) -> Result<()> {
+    pub(super) fn put_labels_of(&self, selected: &[u16], labels: &mut Vec<u8>, ends: &mut Vec<u32>) -> Result<()> {
         buf::reserve(ends, selected.len())?;
         let mut end = 0;
         for &key in selected {

@@ -68,11 +68,8 @@ impl Members {
         if total > LENGTH_MASK as usize {
             return Err(Error::TooLarge);
         }
-        let length = if self.next.is_multiple_of(STRIDE) {
-            total as u32 | HAS_OFFSET
-        } else {
-            (jsonb.len() - start) as u32
-        };
+        let length =
+            if self.next.is_multiple_of(STRIDE) { total as u32 | HAS_OFFSET } else { (jsonb.len() - start) as u32 };
         let at = self.entries as usize + self.next as usize * 4;
         if let Some(entry) = jsonb.get_mut(at..at + 4) {
             entry.copy_from_slice(&(kind | length).to_le_bytes());
@@ -95,22 +92,13 @@ mod tests {
     fn an_entry_ends_at_256_megabytes() {
         // zeroed memory that is never touched
         let mut jsonb = vec![0u8; LENGTH_MASK as usize + 1];
-        let mut members = Members {
-            base: 0,
-            entries: 0,
-            data: 1,
-            next: 1,
-            end: 2,
-        };
+        let mut members = Members { base: 0, entries: 0, data: 1, next: 1, end: 2 };
         let length = jsonb.len();
         assert_eq!(members.close(&mut jsonb, 1, STRING), Ok(()));
         assert_eq!(jsonb[4..8], LENGTH_MASK.to_le_bytes());
         assert!(members.is_full());
         members.data = 0;
-        assert_eq!(
-            members.close(&mut jsonb, length, NULL),
-            Err(Error::TooLarge)
-        );
+        assert_eq!(members.close(&mut jsonb, length, NULL), Err(Error::TooLarge));
         assert_eq!(position(usize::MAX), Err(Error::TooLarge));
     }
 }

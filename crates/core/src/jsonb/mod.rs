@@ -103,10 +103,7 @@ impl Writer {
         buf::release(&mut self.outer, max_capacity / size_of::<Frame>());
         buf::release(&mut self.labels, max_capacity);
         buf::release(&mut self.label_ends, max_capacity / size_of::<u32>());
-        buf::release(
-            &mut self.printing,
-            max_capacity / size_of::<container::Cursor>(),
-        );
+        buf::release(&mut self.printing, max_capacity / size_of::<container::Cursor>());
         self.scratch.shrink(max_capacity);
     }
 
@@ -131,9 +128,7 @@ impl Writer {
         self.out.pad()?;
         let header = self.out.jsonb.len();
         keys.put_head(&mut self.out.jsonb)?;
-        self.open_labelled(base, header, keys.len(), |labels, ends| {
-            keys.put_labels(labels, ends)
-        })
+        self.open_labelled(base, header, keys.len(), |labels, ends| keys.put_labels(labels, ends))
     }
 
     /// Begins an object with some keys of the block, given as ascending positions in its order.
@@ -142,9 +137,7 @@ impl Writer {
         self.out.pad()?;
         let header = self.out.jsonb.len();
         keys.put_head_of(selected, &mut self.out.jsonb)?;
-        self.open_labelled(base, header, selected.len(), |labels, ends| {
-            keys.put_labels_of(selected, labels, ends)
-        })
+        self.open_labelled(base, header, selected.len(), |labels, ends| keys.put_labels_of(selected, labels, ends))
     }
 
     /// Ends the innermost object.
@@ -177,11 +170,7 @@ impl Writer {
             next: 0,
             end: count as u32,
         };
-        self.open(Frame {
-            kind: Kind::Array,
-            members,
-            ..Frame::default()
-        })
+        self.open(Frame { kind: Kind::Array, members, ..Frame::default() })
     }
 
     /// Ends the innermost array.
@@ -247,11 +236,7 @@ impl Writer {
     /// become UTF-8.
     pub fn json(&mut self, json: &[u8]) -> Result<()> {
         self.scratch.parse(json, self.outer.len())?;
-        let start = if self.scratch.is_container() {
-            self.before_value()?
-        } else {
-            self.before_scalar()?
-        };
+        let start = if self.scratch.is_container() { self.before_value()? } else { self.before_scalar()? };
         let kind = self.scratch.emit(json, &mut self.out)?;
         self.after_value(start, kind)
     }
@@ -306,17 +291,11 @@ impl Writer {
     /// Text of the value written since the mark, without its key or comma.
     pub fn value_text(&self, mark: &Mark) -> &[u8] {
         let label = match mark.frame.kind {
-            Kind::Object => self
-                .label_ends
-                .get(mark.frame.next_end as usize)
-                .map_or(0, |&end| end - mark.frame.used),
+            Kind::Object => self.label_ends.get(mark.frame.next_end as usize).map_or(0, |&end| end - mark.frame.used),
             Kind::Array if mark.frame.members.next > 0 => 2,
             _ => 0,
         };
-        self.out
-            .text
-            .get(mark.text + label as usize..)
-            .unwrap_or(&[])
+        self.out.text.get(mark.text + label as usize..).unwrap_or(&[])
     }
 
     /// Length of [`Writer::value_text`].
@@ -334,12 +313,7 @@ impl Writer {
                 }
                 let (from, end) = (self.top.used, self.label_ends[self.top.next_end as usize]);
                 let first = self.top.labels;
-                buf::put_padded(
-                    &mut self.out.text,
-                    &self.labels,
-                    (first + from) as usize,
-                    (first + end) as usize,
-                )?;
+                buf::put_padded(&mut self.out.text, &self.labels, (first + from) as usize, (first + end) as usize)?;
                 self.top.used = end;
                 self.top.next_end += 1;
             }
@@ -375,18 +349,8 @@ impl Writer {
         let base = self.before_value()?;
         buf::put(&mut self.out.jsonb, &(ARRAY | SCALAR | 1).to_le_bytes())?;
         buf::put(&mut self.out.jsonb, &[0; 4])?;
-        let members = Members {
-            base: position(base)?,
-            entries: 4,
-            data: 8,
-            next: 0,
-            end: 1,
-        };
-        self.open(Frame {
-            kind: Kind::Scalar,
-            members,
-            ..Frame::default()
-        })
+        let members = Members { base: position(base)?, entries: 4, data: 8, next: 0, end: 1 };
+        self.open(Frame { kind: Kind::Scalar, members, ..Frame::default() })
     }
 
     /// Accounts for the value that begins at `start`.

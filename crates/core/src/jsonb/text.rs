@@ -29,14 +29,7 @@ fn is_plain_word(bytes: [u8; 8]) -> bool {
 #[inline]
 fn is_plain(bytes: &[u8]) -> bool {
     match bytes.last_chunk::<8>() {
-        Some(last) => {
-            bytes
-                .as_chunks::<8>()
-                .0
-                .iter()
-                .all(|word| is_plain_word(*word))
-                && is_plain_word(*last)
-        }
+        Some(last) => bytes.as_chunks::<8>().0.iter().all(|word| is_plain_word(*word)) && is_plain_word(*last),
         None => !bytes.iter().any(|&byte| needs_escape(byte)),
     }
 }
@@ -45,15 +38,8 @@ fn is_plain(bytes: &[u8]) -> bool {
 #[inline]
 pub(super) fn plain_prefix(bytes: &[u8]) -> usize {
     let words = bytes.as_chunks::<8>().0;
-    let at = words
-        .iter()
-        .take_while(|word| is_plain_word(**word))
-        .count()
-        * 8;
-    at + bytes[at..]
-        .iter()
-        .position(|&byte| needs_escape(byte))
-        .unwrap_or(bytes.len() - at)
+    let at = words.iter().take_while(|word| is_plain_word(**word)).count() * 8;
+    at + bytes[at..].iter().position(|&byte| needs_escape(byte)).unwrap_or(bytes.len() - at)
 }
 
 #[cold]
@@ -68,10 +54,7 @@ fn put_escape(out: &mut Vec<u8>, byte: u8) -> Result<()> {
         b'\r' => buf::put(out, b"\\r"),
         b'\t' => buf::put(out, b"\\t"),
         _ => {
-            let digits = [
-                DIGITS[usize::from(byte >> 4)],
-                DIGITS[usize::from(byte & 15)],
-            ];
+            let digits = [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
             buf::put(out, b"\\u00")?;
             buf::put(out, &digits)
         }
@@ -129,20 +112,10 @@ mod tests {
                     };
                     let mut out = Vec::new();
                     put_quoted(&mut out, &string).unwrap();
-                    let expected = [
-                        b"\"",
-                        &string[..place],
-                        &escape,
-                        &string[place + 1..],
-                        b"\"",
-                    ]
-                    .concat();
+                    let expected = [b"\"", &string[..place], &escape, &string[place + 1..], b"\""].concat();
                     assert_eq!(out, expected);
                     assert_eq!(is_plain(&string), escape.len() == 1);
-                    assert_eq!(
-                        plain_prefix(&string),
-                        if escape.len() == 1 { length } else { place }
-                    );
+                    assert_eq!(plain_prefix(&string), if escape.len() == 1 { length } else { place });
                 }
             }
         }

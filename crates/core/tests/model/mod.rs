@@ -20,18 +20,14 @@ impl Value {
     /// Sorts and deduplicates every object, as uniqueifyJsonbObject does: the last of equal keys stays.
     pub fn unique(self) -> Value {
         match self {
-            Value::Array(elements) => {
-                Value::Array(elements.into_iter().map(Value::unique).collect())
-            }
+            Value::Array(elements) => Value::Array(elements.into_iter().map(Value::unique).collect()),
             Value::Object(pairs) => {
                 let mut kept: Vec<(String, Value)> = Vec::new();
                 for (key, value) in pairs {
                     kept.retain(|(other, _)| *other != key);
                     kept.push((key, value.unique()));
                 }
-                kept.sort_by(|(a, _), (b, _)| {
-                    a.len().cmp(&b.len()).then(a.as_bytes().cmp(b.as_bytes()))
-                });
+                kept.sort_by(|(a, _), (b, _)| a.len().cmp(&b.len()).then(a.as_bytes().cmp(b.as_bytes())));
                 Value::Object(kept)
             }
             scalar => scalar,
@@ -56,11 +52,7 @@ fn digits(literal: &str) -> Digits {
     let negative = mantissa.starts_with('-');
     let mantissa = mantissa.trim_start_matches(['-', '+']);
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-    let digits = whole
-        .bytes()
-        .chain(fraction.bytes())
-        .map(|b| b - b'0')
-        .collect();
+    let digits = whole.bytes().chain(fraction.bytes()).map(|b| b - b'0').collect();
     Digits {
         negative,
         digits,
@@ -71,26 +63,15 @@ fn digits(literal: &str) -> Digits {
 
 /// The stored numeric after its varlena header, or none where numeric_in reports an overflow.
 pub fn numeric(literal: &str) -> Option<Vec<u8>> {
-    let Digits {
-        negative,
-        digits,
-        dweight,
-        dscale,
-    } = digits(literal);
-    let mut weight = if dweight >= 0 {
-        (dweight + 1 + 3) / 4 - 1
-    } else {
-        -((-dweight - 1) / 4 + 1)
-    };
+    let Digits { negative, digits, dweight, dscale } = digits(literal);
+    let mut weight = if dweight >= 0 { (dweight + 1 + 3) / 4 - 1 } else { -((-dweight - 1) / 4 + 1) };
     let offset = (weight + 1) * 4 - (dweight + 1);
     let ndigits = (digits.len() as i64 + offset + 3) / 4;
     let mut padded = vec![0u8; offset as usize];
     padded.extend(&digits);
     padded.resize(ndigits as usize * 4, 0);
-    let mut base: Vec<u16> = padded
-        .chunks(4)
-        .map(|c| c.iter().fold(0u16, |value, d| value * 10 + u16::from(*d)))
-        .collect();
+    let mut base: Vec<u16> =
+        padded.chunks(4).map(|c| c.iter().fold(0u16, |value, d| value * 10 + u16::from(*d))).collect();
     while base.first() == Some(&0) {
         base.remove(0);
         weight -= 1;
@@ -128,29 +109,17 @@ pub fn numeric(literal: &str) -> Option<Vec<u8>> {
 
 /// What numeric_out prints of a literal once stored: plain decimal digits, as many after the point as the scale says.
 pub fn numeric_text(literal: &str) -> String {
-    let Digits {
-        negative,
-        digits,
-        dweight,
-        dscale,
-    } = digits(literal);
+    let Digits { negative, digits, dweight, dscale } = digits(literal);
     let digit = |power: i64| {
         let i = dweight - power;
-        if (0..digits.len() as i64).contains(&i) {
-            digits[i as usize]
-        } else {
-            0
-        }
+        if (0..digits.len() as i64).contains(&i) { digits[i as usize] } else { 0 }
     };
     let is_zero = digits.iter().all(|d| *d == 0);
     let mut text = String::new();
     if negative && !is_zero {
         text.push('-');
     }
-    let first = (0..=dweight.max(0))
-        .rev()
-        .find(|power| digit(*power) != 0)
-        .unwrap_or(0);
+    let first = (0..=dweight.max(0)).rev().find(|power| digit(*power) != 0).unwrap_or(0);
     for power in (0..=first).rev() {
         text.push(char::from(b'0' + digit(power)));
     }
@@ -187,20 +156,12 @@ fn convert(buffer: &mut Vec<u8>, value: &Value) -> u32 {
             buffer.extend(payload);
             0x1000_0000 | (buffer.len() - start) as u32
         }
-        Value::Array(elements) => container(
-            buffer,
-            0x4000_0000 | elements.len() as u32,
-            &elements.iter().collect::<Vec<_>>(),
-        ),
+        Value::Array(elements) => {
+            container(buffer, 0x4000_0000 | elements.len() as u32, &elements.iter().collect::<Vec<_>>())
+        }
         Value::Object(pairs) => {
-            let keys: Vec<Value> = pairs
-                .iter()
-                .map(|(key, _)| Value::String(key.clone()))
-                .collect();
-            let members: Vec<&Value> = keys
-                .iter()
-                .chain(pairs.iter().map(|(_, value)| value))
-                .collect();
+            let keys: Vec<Value> = pairs.iter().map(|(key, _)| Value::String(key.clone())).collect();
+            let members: Vec<&Value> = keys.iter().chain(pairs.iter().map(|(_, value)| value)).collect();
             container(buffer, 0x2000_0000 | pairs.len() as u32, &members)
         }
     }
