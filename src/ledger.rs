@@ -2,10 +2,12 @@
 //! which era it was written; a restore into another cluster begins the next one.
 
 use audit_core::uuid7;
+use pgrx::pg_sys;
 
 use crate::error::Error;
 use crate::pg::catalog::{self, Row};
 use crate::pg::heap::{self, Value};
+use crate::pg::relation::Opened;
 use crate::pg::session;
 use crate::{store, transaction};
 
@@ -17,6 +19,14 @@ mod column {
 /// The era of this cluster, written to audit.ledger first if it is new.
 pub fn current_era() -> Result<i32, Error> {
     let cluster = heap::numeric_payload(session::system_identifier())?;
+    if let Some((era, identifier)) = latest()?
+        && identifier == cluster
+    {
+        return Ok(era);
+    }
+    // One session begins an era; the others wait for it here, and find it.
+    let table = catalog::own_table(&store::LEDGER)?;
+    let _lock = Opened::with_lock(table, pg_sys::ShareRowExclusiveLock);
     match latest()? {
         Some((era, identifier)) if identifier == cluster => Ok(era),
         other => begin(other.map_or(1, |(era, _)| era + 1), &cluster),
@@ -37,8 +47,6 @@ fn latest() -> Result<Option<(i32, Vec<u8>)>, Error> {
     Ok(latest)
 }
 
-/// Two sessions that meet a new cluster at the same time meet again at the primary key: the second waits for the first,
-/// then fails, and its next attempt finds the era.
 fn begin(era: i32, cluster: &[u8]) -> Result<i32, Error> {
     let now = session::clock();
     let random = transaction::random_salt()?;

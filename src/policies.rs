@@ -14,7 +14,7 @@ use crate::pg::env::{self, Env};
 use crate::pg::relation::{self, Opened, Relation, with_descendants};
 use crate::pg::session::AsOwner;
 use crate::pg::{catalog, table_triggers};
-use crate::trigger;
+use crate::{store, trigger};
 
 /// How a table is audited.
 #[derive(Clone, Default)]
@@ -50,6 +50,8 @@ pub fn enable(target: Oid, options: &Options) -> Result<(), Error> {
     check_options(opened.relation(), options)?;
     drop(opened);
     let tables = with_descendants(target, pg_sys::ShareRowExclusiveLock);
+    // Here rather than with the first changes, which may come from many sessions at once.
+    store::era()?;
     let acting = Acting::begin()?;
     write_policy(target, None, options)?;
     for &table in tables.iter().filter(|&&table| table != target) {

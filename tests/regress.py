@@ -46,6 +46,7 @@ class Driver:
         """None if it passes, else what went wrong."""
         dbname = f"{self.home.name}_{test.replace('-', '_')}"
         self.cluster.create_db(dbname, TEMPLATE)
+        logged = len(self.cluster.log)
         env = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
         env |= {**self.cluster.env, "PG_REGRESS_DIFF_OPTS": "-U3"}
         command = [self.program, "--use-existing", f"--dbname={dbname}", f"--bindir={self.cluster.bin_dir}"]
@@ -55,6 +56,10 @@ class Driver:
         done = subprocess.run(
             command, cwd=self.output, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
+        log = self.cluster.log[logged:]
+        if "was terminated by signal" in log:
+            self.cluster.await_ready()
+            return done.stdout + log[-4000:]
         self.cluster.drop_db(dbname)
         if done.returncode == 0:
             return None

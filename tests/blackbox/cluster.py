@@ -99,6 +99,18 @@ class Cluster:
         self.stop(mode)
         self.start()
 
+    def await_ready(self) -> None:
+        """Waits until it takes connections: after the crash of a backend it recovers by itself."""
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                self.connect().close()
+                return
+            except psycopg.OperationalError:
+                if time.monotonic() > deadline or not self.running:
+                    raise
+                time.sleep(0.05)
+
     def reload(self) -> None:
         self.run([self.bin("pg_ctl"), "reload", "-D", self.data_dir])
 

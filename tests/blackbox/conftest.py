@@ -44,7 +44,8 @@ role(options="LOGIN") -> str
 
 class Cluster (cluster.py), beside what psycopg needs:
     start(), stop(mode="fast"), restart(mode="fast"), reload(), kill9() (postmaster and all),
-    running, connect(dbname="postgres", **kw) (autocommit=True), psql(sql, dbname=…),
+    running, await_ready() (after a backend's crash), connect(dbname="postgres", **kw)
+    (autocommit=True), psql(sql, dbname=…),
     create_db(name, template=None), drop_db(name), configure(**settings) + reload() or restart(),
     dsn(dbname), env (dict with PGHOST/PGPORT/PGUSER for subprocesses), bin("pgbench") -> path,
     run([...], **kw) (subprocess as the server's user), version (int, 15), port, socket_dir,
@@ -141,7 +142,8 @@ class Db:
         for connection in self._connections:
             connection.close()
         if not self.cluster.running:
-            self.cluster.start()  # the test has crashed it, and has failed for that
+            self.cluster.start()
+        self.cluster.await_ready()  # a test that crashed it has failed for that; the next one may pass
         self._release()
         self.cluster.drop_db(self.name)
 

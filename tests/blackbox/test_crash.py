@@ -13,14 +13,14 @@ from auditlib import check_integrity, replay
 
 CRASHES = 10
 ACCOUNTS = 1000  # a tenth of the transactions meet others on the same row
-TRANSACTIONS = 150  # between start and crash, at least
+TRANSACTIONS = 300  # between start and crash, at least
 
 SCRIPT = f"""
 \\set aid random(1, {ACCOUNTS})
 \\set tid random(1, 10)
 \\set delta random(-5000, 5000)
 BEGIN;
-SELECT audit.set_context(user_id => 'client :client_id');
+SELECT audit.set_context(user_id => 'client ' || :client_id);
 UPDATE pgbench_accounts SET abalance = abalance + :delta WHERE aid = :aid;
 SAVEPOINT s;
 UPDATE pgbench_tellers SET tbalance = tbalance - 1 WHERE tid = :tid;

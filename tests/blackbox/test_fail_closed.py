@@ -219,7 +219,11 @@ def test_log_is_damaged_while_a_writer_waits_for_it(conn, db, witness, damage):
             " SECURITY"
         ),
         "ALTER TABLE audit.event_default ALTER details SET NOT NULL",
-        "DROP INDEX audit.event_resource_id_idx, audit.event_occurred_at_idx, audit.changeset_user_id_idx",
+        """DO $$ DECLARE i regclass; BEGIN
+                  FOR i IN SELECT indexrelid FROM pg_index WHERE NOT indisprimary
+                               AND indrelid IN ('audit.event'::regclass, 'audit.changeset'::regclass) LOOP
+                      EXECUTE 'DROP INDEX ' || i;
+                  END LOOP; END $$""",
     ],
 )
 def test_log_with_additions_is_written_rightly_or_not_at_all(conn, db, witness, damage):
@@ -241,7 +245,7 @@ def test_log_with_additions_is_written_rightly_or_not_at_all(conn, db, witness, 
             assert not error.sqlstate.startswith("XX"), error
             writer.rollback()
         replay(conn, "t")
-    check_integrity(conn)
+    check_integrity(conn, ask_extension=False)
     for index in (True, False):
         conn.execute(
             f"SET enable_seqscan = {not index}; SET enable_indexscan = {index}; SET enable_bitmapscan = {index}; SET"
@@ -352,7 +356,7 @@ def test_extension_dropped_takes_its_triggers_along(conn, witness):
     conn.execute("CREATE EXTENSION audit_ext; SELECT audit.enable('t'); DELETE FROM t")
     witness.execute("INSERT INTO t VALUES (200)")
     assert len(events(conn, "t")) == 22
-    check_integrity(conn)
+    check_integrity(conn, ask_extension=False)
 
 
 def test_library_of_another_version(conn, db, witness):
@@ -388,7 +392,7 @@ def enter_namespace(cluster, mount_point, size):
     return True
 
 
-@pytest.mark.parametrize("full", ["event", "changeset", "both indexes"])
+@pytest.mark.parametrize("full", ["event", "changeset", "indexes"])
 def test_no_space(new_cluster, full):
     cluster = new_cluster()
     cluster.stop()
@@ -401,9 +405,10 @@ def test_no_space(new_cluster, full):
         "CREATE EXTENSION audit_ext; CREATE TABLE t (id int PRIMARY KEY, n int, v text); SELECT audit.enable('t')"
     )
     conn.execute(f"CREATE TABLESPACE small LOCATION '{mount_point}/space'")
-    if full == "both indexes":
-        for name in ("event_default_changeset_id_idx", "event_default_relation_id_resource_id_idx"):
-            conn.execute(f"ALTER INDEX audit.{name} SET TABLESPACE small")
+    if full == "indexes":
+        indexes = "SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid = 'audit.event_default'::regclass"
+        for (name,) in conn.execute(indexes).fetchall():
+            conn.execute(f"ALTER INDEX {name} SET TABLESPACE small")
     else:
         conn.execute(f"ALTER TABLE audit.{full}_default SET TABLESPACE small")
     # Many rows for the events, many transactions with a long reason for the changesets.
@@ -437,7 +442,7 @@ def test_no_space(new_cluster, full):
         conn.rollback()
         assert conn.execute("SELECT count(*) FROM t").fetchone() == (done,)
     assert len(replay(conn, "t")) == done
-    check_integrity(conn)
+    check_integrity(conn, ask_extension=False)
     assert witness.execute("SELECT count(*) FROM t").fetchone() == (done,)
     # With room again, it goes on.
     conn.execute("CREATE TABLESPACE roomy LOCATION '%s'" % make_folder(cluster, "roomy"))
@@ -447,7 +452,7 @@ def test_no_space(new_cluster, full):
     )
     write(500000)
     assert len(replay(conn, "t")) == done + step
-    check_integrity(conn)
+    check_integrity(conn, ask_extension=False)
     conn.close()
     witness.close()
     cluster.stop()
@@ -473,7 +478,7 @@ def test_refused_context(conn, witness):
     refused(conn, OBJECT_NOT_IN_PREREQUISITE_STATE)
     conn.execute("SET audit.user_id = 'ann'; INSERT INTO t VALUES (100, 1)")
     replay(conn, "t")
-    check_integrity(conn)
+    check_integrity(conn, ask_extension=False)
 
 
 # --- cancelled ----------------------------------------------------------------------------------------------------
@@ -555,7 +560,7 @@ def test_cancelled_at_any_point(bulk, db, witness, how):
     assert failed > 0
     bulk.execute("UPDATE t SET n = n + 1")
     all_or_nothing(bulk, succeeded + 1)
-    check_integrity(bulk)
+    check_integrity(bulk, ask_extension=False)
 
 
 def test_cancelled_and_caught(bulk, witness):
@@ -580,7 +585,7 @@ def test_cancelled_and_caught(bulk, witness):
     assert cancelled > 0
     assert len([event for event in events(bulk, "t") if event.operation == "UPDATE"]) == 20
     replay(bulk, "t")
-    check_integrity(bulk)
+    check_integrity(bulk, ask_extension=False)
 
 
 def test_cancelled_at_commit(bulk, db, witness):
@@ -613,7 +618,7 @@ def test_cancelled_at_commit(bulk, db, witness):
     assert failed > 0
     replay(bulk, "late")
     replay(bulk, "t")
-    check_integrity(bulk)
+    check_integrity(bulk, ask_extension=False)
 
 
 # --- out of memory ------------------------------------------------------------------------------------------------
@@ -674,7 +679,7 @@ def test_out_of_memory(conn, db, witness, write):
     assert failed and succeeded
     replay(conn, "t")
     replay(conn, "doc")
-    check_integrity(conn)
+    check_integrity(conn, ask_extension=False)
 
 
 def test_out_of_memory_with_many_rows(conn, db, witness):
@@ -698,4 +703,4 @@ def test_out_of_memory_with_many_rows(conn, db, witness):
             break
     assert failed and succeeded
     replay(conn, "t")
-    check_integrity(conn)
+    check_integrity(conn, ask_extension=False)

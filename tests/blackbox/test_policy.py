@@ -180,17 +180,21 @@ def test_a_table_in_a_dropped_schema_leaves_no_policy(conn):
 
 # --- refusals -----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("target", [
+NOT_AUDITABLE = [
     "pg_catalog.pg_class", "pg_catalog.pg_authid", "information_schema.sql_features", "audit.event", "audit.event_default",
     "audit.changeset", "audit.policy", "audit.relation", "audit.log", "v", "mv", "s", "i", "temporary", "row_type",
-    "pg_catalog.pg_locks"])
-def test_what_cannot_be_audited_is_refused(conn, target):
+    "pg_catalog.pg_locks"]
+
+
+def test_what_cannot_be_audited_is_refused(conn):
     conn.execute("""
         CREATE TABLE t (id int); CREATE VIEW v AS SELECT * FROM t; CREATE MATERIALIZED VIEW mv AS SELECT * FROM t;
         CREATE SEQUENCE s; CREATE INDEX i ON t (id); CREATE TEMPORARY TABLE temporary (id int); CREATE TYPE row_type AS (a int)""")
-    with sqlstate("42809") as caught:
-        conn.execute("SELECT audit.enable(%s)", [target])
-    assert caught.error.diag.message_hint
+    for target in NOT_AUDITABLE:
+        with sqlstate("42809") as caught:
+            conn.execute("SELECT audit.enable(%s)", [target])
+            raise AssertionError("accepted: " + target)
+        assert caught.error.diag.message_hint, target
     assert conn.execute("SELECT count(*) FROM audit.policy").fetchone()[0] == 0
 
 
@@ -212,13 +216,17 @@ def test_unknown_modes_are_refused(table):
         table.execute("SELECT audit.enable('t', mode => 'nonsense')")
 
 
-@pytest.mark.parametrize("option", [
+WITHOUT_COLUMN = [
     "exclude_columns => '{nowhere}'", "mask_columns => '{v,nowhere}'", "soft_delete_column => 'nowhere'",
-    "exclude_columns => '{ctid}'", "exclude_columns => '{V}'", "mask_columns => '{dropped}'"])
-def test_unknown_columns_are_refused(table, option):
+    "exclude_columns => '{ctid}'", "exclude_columns => '{V}'", "mask_columns => '{dropped}'"]
+
+
+def test_unknown_columns_are_refused(table):
     table.execute("ALTER TABLE t ADD COLUMN dropped int; ALTER TABLE t DROP COLUMN dropped")
-    with sqlstate("42703"):
-        table.execute("SELECT audit.enable('t', %s)" % option)
+    for option in WITHOUT_COLUMN:
+        with sqlstate("42703"):
+            table.execute("SELECT audit.enable('t', %s)" % option)
+            raise AssertionError("accepted: " + option)
     assert policy(table) is None and triggers(table) == []
 
 
@@ -342,10 +350,14 @@ def test_skip_unchanged(table):
         table.execute("UPDATE t SET v = v")
 
 
-@pytest.mark.parametrize("key", ["user_id", "tenant_id", "request_id", "session_id", "ip_address", "user_agent", "reason"])
-def test_require_context(table, key):
-    table.execute("SELECT audit.enable('t')")
-    table.execute("INSERT INTO t VALUES (1), (2)")
+def test_require_context(table):
+    for key in ("user_id", "tenant_id", "request_id", "session_id", "ip_address", "user_agent", "reason"):
+        check_required(table, key)
+
+
+def check_required(table, key):
+    table.execute("SELECT audit.enable('t'), audit.clear_context()")
+    table.execute("DELETE FROM t; INSERT INTO t VALUES (1), (2)")
     table.execute("SELECT audit.enable('t', require_context => ARRAY[%s])", [key])
     with counted(table, 0):
         for statement in ("INSERT INTO t VALUES (3)", "UPDATE t SET v = 'x'", "DELETE FROM t", "TRUNCATE t"):
@@ -602,14 +614,15 @@ POLICY_CALLS = ["audit.enable('t')", "audit.disable('t')", "audit.enable_schema(
                 "audit.grant_admin(current_user::regrole)", "audit.grant_reader(current_user::regrole)"]
 
 
-@pytest.mark.parametrize("call", POLICY_CALLS)
-def test_ordinary_users_cannot_set_policies(table, db, role, call):
+def test_ordinary_users_cannot_set_policies(table, db, role):
     user = role()
     table.execute("ALTER TABLE t OWNER TO %s; SELECT audit.enable('t', skip_unchanged => true)" % user)
     before = policy(table)
     with db.connect(user=user) as other:
-        with sqlstate("42501"):
-            other.execute("SELECT " + call)
+        for call in POLICY_CALLS:
+            with sqlstate("42501"):
+                other.execute("SELECT " + call)
+                raise AssertionError("allowed: " + call)
     assert policy(table) == before
 
 
@@ -664,14 +677,15 @@ APPEND_ONLY = [
 ]
 
 
-@pytest.mark.parametrize("statement", APPEND_ONLY)
-def test_the_log_is_append_only(table, statement):
+def test_the_log_is_append_only(table):
     """For superusers too, and under session_replication_role = replica."""
     table.execute("SELECT audit.enable('t'); INSERT INTO t VALUES (1); UPDATE t SET v = 'x'")
     for role in ("origin", "local", "replica"):
         table.execute("SET session_replication_role = %s" % role)
-        with sqlstate("55000"):
-            table.execute(statement)
+        for statement in APPEND_ONLY:
+            with sqlstate("55000"):
+                table.execute(statement)
+                raise AssertionError("as %s: %s" % (role, statement))
     assert len(events(table, "t")) == 2
 
 

@@ -150,7 +150,7 @@ def test_functions_for_everybody_are_a_reviewed_list(conn, user):
         [user.info.user],
     ).fetchall()
     names = {row[0].split("(")[0] for row in granted}
-    assert names <= {"audit.set_context", "audit.clear_context", "audit.client_ip", "audit.merkle_root"}, names
+    assert names <= {"audit.set_context", "audit.clear_context", "audit.client_ip", "audit.merkle_root", "audit.capture"}, names
     assert {"audit.set_context", "audit.clear_context", "audit.client_ip"} <= names
 
 

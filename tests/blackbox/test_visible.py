@@ -30,7 +30,7 @@ def test_after_each_statement(conn, db):
     assert [row[0] for row in log(conn)] == ["INSERT", "UPDATE", "DELETE", "TRUNCATE"]
     row = conn.execute(
         """SELECT user_id, tenant_id, request_id, session_id, host(ip_address), user_agent, reason, context, session_role, effective_role,
-                                 xid::text = pg_current_xact_id()::text, application_name = current_setting('application_name'), status::text, new_row
+                                 xid::text = pg_current_xact_id()::text, application_name IS NOT DISTINCT FROM nullif(current_setting('application_name'), ''), status::text, new_row
                             FROM audit.log WHERE operation = 'INSERT'"""
     ).fetchone()
     assert row == (

@@ -11,7 +11,7 @@ SELECT audit.enable('t'), audit.enable('"T 2"');
 
 -- Changesets of one, of two, of three, and of many events; with every part of a context; with two contexts; a snapshot; a truncation.
 INSERT INTO t VALUES (1, 1.50, E'quote " backslash \\ tab \t bell \x07 umlaut \u00fc plane 2 \U00020000', '{"b": [1, {"c": null}], "a": 1e3}', '\x00ff', '2024-02-29 23:59:59.999999+00', 0.1, '[0:1]={1,NULL}');
-INSERT INTO t VALUES (2, 'NaN', '', '"x"', '', '-infinity', '-Infinity', '{}'), (3);
+INSERT INTO t VALUES (2, 'NaN', '', '"x"', '', '-infinity', '-Infinity', '{}'), (3, 0, NULL, NULL, NULL, NULL, NULL, NULL);
 BEGIN;
 SELECT audit.set_context('ann', 'acme', 'r-1', 's-1', '192.0.2.7/25', E'agent "quoted" \\ \u2603', E'a\nreason', '{"z": 1.0, "a": {"k": [true, null]}}');
 UPDATE t SET n = n + 1, s = s || '!' WHERE id IN (1, 2);
@@ -55,7 +55,8 @@ SELECT count(*) AS changesets, count(*) FILTER (WHERE sha256(uuid_send(salt) || 
        count(*) FILTER (WHERE canonical = audit.canonical(id)) AS canonical, count(DISTINCT salt) AS salts
   FROM changeset;
 
--- RFC 6962, section 2.1: the tree over n leaves splits at the largest power of two below n. Level by level that is: pair neighbours, carry an odd last one up.
+-- RFC 6962, section 2.1: the tree over n leaves splits at the largest power of two below n. Level by level that is: pair
+-- neighbours, carry an odd last one up.
 CREATE FUNCTION pg_temp.root(leaves bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
     level bytea[];
@@ -73,7 +74,7 @@ BEGIN
     RETURN level[1];
 END
 $$;
--- The RFC's empty tree, and the seven-leaf tree of Certificate Transparency's own test vectors.
+-- The RFC's empty tree, and Certificate Transparency's own test vectors: trees of one to eight leaves.
 SELECT encode(pg_temp.root('{}'), 'hex') AS core, encode(audit.merkle_root('{}'), 'hex') AS extension;
 WITH v AS (SELECT ARRAY['', '\x00', '\x10', '\x2021', '\x3031', '\x40414243', '\x5051525354555657', '\x606162636465666768696a6b6c6d6e6f']::bytea[] AS leaves)
 SELECT n, encode(pg_temp.root(leaves[:n]), 'hex') AS core FROM v, generate_series(1, 8) n ORDER BY n;

@@ -30,8 +30,8 @@ SELECT session_role = session_user AS session_role, effective_role = current_use
        client_addr IS NOT DISTINCT FROM inet_client_addr() AS client_addr, xid IS NOT NULL AS xid
   FROM audit.log WHERE resource = 'contract_context.t' AND resource_id = '1';
 SELECT backend_pid = pg_backend_pid() AS backend_pid, client_port IS NOT DISTINCT FROM inet_client_port() AS client_port,
-       origin, statement, era
-  FROM audit.changeset JOIN audit.log l ON l.changeset_id = id WHERE l.resource = 'contract_context.t' AND l.resource_id = '1';
+       c.origin, c.statement, c.era
+  FROM audit.changeset c JOIN audit.log l ON l.changeset_id = c.id WHERE l.resource = 'contract_context.t' AND l.resource_id = '1';
 
 -- Transaction-local by default.
 BEGIN;

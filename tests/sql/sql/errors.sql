@@ -29,7 +29,7 @@ SELECT statement, pg_temp.outcome(statement) FROM (VALUES
     ($$SELECT audit.enable('pg_class')$$), ($$SELECT audit.enable('pg_authid')$$), ($$SELECT audit.enable('information_schema.sql_features')$$),
     ($$SELECT audit.enable('audit.event')$$), ($$SELECT audit.enable('audit.event_default')$$), ($$SELECT audit.enable('audit.changeset')$$),
     ($$SELECT audit.enable('audit.policy')$$), ($$SELECT audit.enable('audit.relation')$$), ($$SELECT audit.enable('audit.log')$$),
-    ($$SELECT audit.enable('no_such_table')$$), ($$SELECT audit.enable(0)$$), ($$SELECT audit.enable(4294967295)$$),
+    ($$SELECT audit.enable('no_such_table')$$), ($$SELECT audit.enable(0)$$), ($$SELECT audit.enable(4294967295)$$), ($$SELECT audit.disable(0)$$),
     ($$SELECT audit.enable(NULL)$$),
     -- Modes of later versions, and what is no mode.
     ($$SELECT audit.enable('t', mode => 'async')$$), ($$SELECT audit.enable('t', mode => 'sampled', sample_rate => 0.5)$$),

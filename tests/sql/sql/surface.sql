@@ -18,7 +18,7 @@ SELECT d.classid, d.objid, i.type, i.identity
 
 SELECT extversion, extrelocatable, extnamespace::regnamespace, extowner = (SELECT oid FROM pg_roles WHERE rolname = current_user) AS mine FROM pg_extension WHERE extname = 'audit_ext';
 -- What pg_dump carries beside the extension itself.
-SELECT unnest(extconfig)::regclass AS dumped, nullif(unnest(extcondition), '') AS condition FROM pg_extension WHERE extname = 'audit_ext' ORDER BY 1::text COLLATE "C";
+SELECT unnest(extconfig)::regclass::text AS dumped, nullif(unnest(extcondition), '') AS condition FROM pg_extension WHERE extname = 'audit_ext' ORDER BY 1;
 
 -- Objects. Composite and array types go with their tables.
 SELECT type, identity FROM member
@@ -33,52 +33,52 @@ SELECT nspname, pg_temp.grants(nspacl, 'n', nspowner) AS grants FROM pg_namespac
 -- Functions: signature, then behaviour and rights.
 \pset format unaligned
 \pset fieldsep ' | '
-SELECT p.oid::regprocedure AS function, pg_get_function_arguments(p.oid) AS arguments, pg_get_function_result(p.oid) AS result
-  FROM pg_proc p JOIN member m ON m.classid = 'pg_proc'::regclass AND m.objid = p.oid ORDER BY 1::text COLLATE "C";
-SELECT p.oid::regprocedure AS function, l.lanname AS language, CASE p.provolatile WHEN 'i' THEN 'immutable' WHEN 's' THEN 'stable' ELSE 'volatile' END AS volatility,
+SELECT p.oid::regprocedure::text AS function, pg_get_function_arguments(p.oid) AS arguments, pg_get_function_result(p.oid) AS result
+  FROM pg_proc p JOIN member m ON m.classid = 'pg_proc'::regclass AND m.objid = p.oid ORDER BY 1;
+SELECT p.oid::regprocedure::text AS function, l.lanname AS language, CASE p.provolatile WHEN 'i' THEN 'immutable' WHEN 's' THEN 'stable' ELSE 'volatile' END AS volatility,
        CASE p.proparallel WHEN 's' THEN 'safe' WHEN 'r' THEN 'restricted' ELSE 'unsafe' END AS parallel,
        CASE WHEN p.proisstrict THEN 'strict' ELSE 'called on null' END AS nulls, CASE WHEN p.prosecdef THEN 'definer' ELSE 'invoker' END AS security,
        p.proleakproof AS leakproof, p.proconfig AS settings, pg_temp.grants(p.proacl, 'f', p.proowner) AS grants
-  FROM pg_proc p JOIN member m ON m.classid = 'pg_proc'::regclass AND m.objid = p.oid JOIN pg_language l ON l.oid = p.prolang ORDER BY 1::text COLLATE "C";
+  FROM pg_proc p JOIN member m ON m.classid = 'pg_proc'::regclass AND m.objid = p.oid JOIN pg_language l ON l.oid = p.prolang ORDER BY 1;
 -- Every function that runs with other rights than its caller's, or is written in C, has its search_path fixed or needs none.
-SELECT p.oid::regprocedure AS unsafe_search_path
+SELECT p.oid::regprocedure::text AS unsafe_search_path
   FROM pg_proc p JOIN member m ON m.classid = 'pg_proc'::regclass AND m.objid = p.oid
- WHERE p.prosecdef AND NOT EXISTS (SELECT FROM unnest(p.proconfig) c WHERE c LIKE 'search_path=%') ORDER BY 1::text;
+ WHERE p.prosecdef AND NOT EXISTS (SELECT FROM unnest(p.proconfig) c WHERE c LIKE 'search_path=%') ORDER BY 1;
 
 -- Relations.
-SELECT c.oid::regclass AS relation, c.relkind AS kind, c.relpersistence AS persistence, a.amname AS access, c.reloptions AS options, c.relrowsecurity AS row_security, c.relforcerowsecurity AS forced,
+SELECT c.oid::regclass::text AS relation, c.relkind AS kind, c.relpersistence AS persistence, a.amname AS access, c.reloptions AS options, c.relrowsecurity AS row_security, c.relforcerowsecurity AS forced,
        pg_get_partkeydef(c.oid) AS partition_key, pg_get_expr(c.relpartbound, c.oid) AS bound, pg_temp.grants(c.relacl, CASE c.relkind WHEN 'S' THEN 's' ELSE 'r' END::"char", c.relowner) AS grants
   FROM pg_class c JOIN member m ON m.classid = 'pg_class'::regclass AND m.objid = c.oid LEFT JOIN pg_am a ON a.oid = c.relam
- WHERE c.relkind <> 'c' ORDER BY 1::text COLLATE "C";
-SELECT c.oid::regclass AS relation, a.attname AS column, format_type(a.atttypid, a.atttypmod) AS type, CASE WHEN a.attnotnull THEN 'not null' END AS nulls,
+ WHERE c.relkind <> 'c' ORDER BY 1;
+SELECT c.oid::regclass::text AS relation, a.attname AS column, format_type(a.atttypid, a.atttypmod) AS type, CASE WHEN a.attnotnull THEN 'not null' END AS nulls,
        pg_get_expr(d.adbin, d.adrelid) AS default, nullif(a.attidentity, '') AS identity, pg_temp.grants(a.attacl, 'c', c.relowner) AS grants
   FROM pg_class c JOIN member m ON m.classid = 'pg_class'::regclass AND m.objid = c.oid JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
   LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
  WHERE c.relkind NOT IN ('S', 'c') AND NOT c.relispartition ORDER BY c.oid::regclass::text COLLATE "C", a.attnum;
-SELECT i.indrelid::regclass AS relation, pg_get_indexdef(i.indexrelid) AS index
-  FROM pg_index i JOIN member m ON m.classid = 'pg_class'::regclass AND m.objid = i.indrelid ORDER BY 1::text COLLATE "C", 2 COLLATE "C";
+SELECT i.indrelid::regclass::text AS relation, pg_get_indexdef(i.indexrelid) AS index
+  FROM pg_index i JOIN member m ON m.classid = 'pg_class'::regclass AND m.objid = i.indrelid ORDER BY i.indrelid::regclass::text COLLATE "C", pg_get_indexdef(i.indexrelid) COLLATE "C";
 -- NOT NULL is shown with the columns: it is a constraint of its own from PostgreSQL 18 on.
-SELECT k.conrelid::regclass AS relation, k.conname AS constraint, pg_get_constraintdef(k.oid) AS definition
-  FROM pg_constraint k JOIN member m ON m.classid = 'pg_class'::regclass AND m.objid = k.conrelid WHERE k.contype NOT IN ('n', 't') ORDER BY 1::text COLLATE "C", 2;
-SELECT t.tgrelid::regclass AS relation, t.tgname AS trigger, t.tgenabled AS enabled, t.tgtype AS type, t.tgfoid::regprocedure AS function
-  FROM pg_trigger t JOIN member m ON m.classid = 'pg_class'::regclass AND m.objid = t.tgrelid WHERE NOT t.tgisinternal ORDER BY 1::text COLLATE "C", 2;
+SELECT k.conrelid::regclass::text AS relation, k.conname AS constraint, pg_get_constraintdef(k.oid) AS definition
+  FROM pg_constraint k JOIN member m ON m.classid = 'pg_class'::regclass AND m.objid = k.conrelid WHERE k.contype NOT IN ('n', 't') ORDER BY 1, 2;
+SELECT t.tgrelid::regclass::text AS relation, t.tgname AS trigger, t.tgenabled AS enabled, t.tgtype AS type, t.tgfoid::regprocedure AS function
+  FROM pg_trigger t JOIN member m ON m.classid = 'pg_class'::regclass AND m.objid = t.tgrelid WHERE NOT t.tgisinternal ORDER BY 1, 2;
 SELECT r.ev_class::regclass AS relation, r.rulename AS rule FROM pg_rewrite r JOIN member m ON m.classid = 'pg_class'::regclass AND m.objid = r.ev_class
- WHERE r.rulename <> '_RETURN' ORDER BY 1::text COLLATE "C", 2;
-SELECT p.polrelid::regclass AS relation, p.polname AS policy, p.polcmd AS command, p.polpermissive AS permissive, p.polroles::regrole[] AS roles,
+ WHERE r.rulename <> '_RETURN' ORDER BY 1, 2;
+SELECT p.polrelid::regclass::text AS relation, p.polname AS policy, p.polcmd AS command, p.polpermissive AS permissive, p.polroles::regrole[] AS roles,
        pg_get_expr(p.polqual, p.polrelid) AS using, pg_get_expr(p.polwithcheck, p.polrelid) AS check
-  FROM pg_policy p JOIN member m ON m.classid = 'pg_class'::regclass AND m.objid = p.polrelid ORDER BY 1::text COLLATE "C", 2;
-SELECT c.oid::regclass AS view, c.reloptions AS options, pg_get_viewdef(c.oid) AS text
-  FROM pg_class c JOIN member m ON m.classid = 'pg_class'::regclass AND m.objid = c.oid WHERE c.relkind = 'v' ORDER BY 1::text COLLATE "C";
+  FROM pg_policy p JOIN member m ON m.classid = 'pg_class'::regclass AND m.objid = p.polrelid ORDER BY 1, 2;
+SELECT c.oid::regclass::text AS view, c.reloptions AS options, pg_get_viewdef(c.oid) AS text
+  FROM pg_class c JOIN member m ON m.classid = 'pg_class'::regclass AND m.objid = c.oid WHERE c.relkind = 'v' ORDER BY 1;
 
 -- Types and event triggers.
-SELECT t.oid::regtype AS type, t.typtype AS kind, pg_temp.grants(t.typacl, 'T', t.typowner) AS grants, (SELECT string_agg(enumlabel, ', ' ORDER BY enumsortorder) FROM pg_enum WHERE enumtypid = t.oid) AS labels
-  FROM pg_type t JOIN member m ON m.classid = 'pg_type'::regclass AND m.objid = t.oid WHERE t.typtype NOT IN ('c', 'b') OR t.typcategory NOT IN ('A', 'C') ORDER BY 1::text COLLATE "C";
+SELECT t.oid::regtype::text AS type, t.typtype AS kind, pg_temp.grants(t.typacl, 'T', t.typowner) AS grants, (SELECT string_agg(enumlabel, ', ' ORDER BY enumsortorder) FROM pg_enum WHERE enumtypid = t.oid) AS labels
+  FROM pg_type t JOIN member m ON m.classid = 'pg_type'::regclass AND m.objid = t.oid WHERE t.typtype NOT IN ('c', 'b') OR t.typcategory NOT IN ('A', 'C') ORDER BY 1;
 SELECT evtname AS event_trigger, evtevent AS event, evtenabled AS enabled, evttags AS tags, evtfoid::regprocedure AS function
   FROM pg_event_trigger e JOIN member m ON m.classid = 'pg_event_trigger'::regclass AND m.objid = e.oid ORDER BY 1;
 
 -- The rest has a comment: these members have none.
 SELECT m.type, m.identity FROM member m
- WHERE obj_description(m.objid, m.classid::regclass::text) IS NULL AND m.type NOT IN ('type', 'schema') ORDER BY 1, 2 COLLATE "C";
+ WHERE obj_description(m.objid, m.classid::regclass::text) IS NULL AND m.type NOT IN ('type', 'schema') ORDER BY m.type, m.identity COLLATE "C";
 
 -- The settings that the library defines.
 LOAD 'audit_ext';
