@@ -16,8 +16,6 @@ SETTINGS = {
     # Keeps segments to recycle, so that no backend has to fill new ones with zeros while it is measured.
     "min_wal_size": "2GB",
     "wal_level": "replica",
-    # Else each commit that finds a megabyte of unwritten WAL signals the WAL writer, which costs as much as a small write.
-    "wal_writer_flush_after": "1GB",
     "checkpoint_timeout": "1h",
     "bgwriter_lru_maxpages": "0",
     "fsync": "off",

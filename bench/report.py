@@ -118,6 +118,42 @@ def table(result):
     return "\n".join(lines)
 
 
+def markdown(results):
+    """The medians as Markdown tables, as docs/performance.md shows them."""
+    lines = []
+    rows = [result for result in results if result.kind != "pgbench"]
+    if rows:
+        lines += [
+            "| workload | bare, CPU µs | over bare: audit_ext | PL/pgSQL | floor | PL/pgSQL ÷ audit_ext | audit_ext ÷ floor | WAL bytes per event: audit_ext, PL/pgSQL | log bytes per event: audit_ext (heap + index + TOAST), PL/pgSQL |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+    for result in rows:
+        over = {name: first(spread(overheads(result, name))) for name in result.samples}
+        wal = {name: first(spread(overheads(result, name, "wal_bytes"))) for name in result.samples}
+        log = {name: middle(result, name, "log_bytes") for name in result.samples}
+        of_floor = first(spread(quotients(overheads(result, OURS), overheads(result, FLOOR))))
+        parts = " + ".join(number(middle(result, OURS, part), 0) for part in ("log_heap", "log_index", "log_toast")) if OURS in over else "–"
+        cells = [result.name, number(middle(result, BARE, "cpu_us"))]
+        cells += [number(over.get(name)) for name in (OURS, HANDMADE, FLOOR)]
+        cells += [f"**{number(first(gain(result)), 1)}**", number(of_floor)]
+        cells += [f"{number(wal.get(OURS), 0)}, {number(wal.get(HANDMADE), 0)}", f"{number(log.get(OURS), 0)} ({parts}), {number(log.get(HANDMADE), 0)}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    rows = [result for result in results if result.kind == "pgbench"]
+    if rows:
+        lines += [
+            "",
+            "| workload | tps ÷ bare: audit_ext | PL/pgSQL | p99 ÷ bare: audit_ext | PL/pgSQL | CPU per transaction ÷ bare: audit_ext | PL/pgSQL | log bytes per event: audit_ext, PL/pgSQL |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+    for result in rows:
+        cells = [result.name]
+        for attribute in ("tps", "p99_ms", "cpu_us"):
+            cells += [number(first(times_bare(result, name, attribute))) for name in (OURS, HANDMADE)]
+        logs = [number(middle(result, name, "log_bytes") / result.events_per_unit, 0) for name in (OURS, HANDMADE) if name in result.samples]
+        lines.append("| " + " | ".join(cells) + " | " + ", ".join(logs) + " |")
+    return "\n".join(lines)
+
+
 def requirements(results):
     """The requirement lines: (passed, text)."""
     lines = []

@@ -195,9 +195,11 @@ CREATE TABLE schema_policy (
     soft_delete_column text,
     require_context    text[]      NOT NULL DEFAULT '{}',
     skip_unchanged     boolean     NOT NULL DEFAULT false,
+    except_tables      text[]      NOT NULL DEFAULT '{}',
     enabled_at         timestamptz NOT NULL DEFAULT now(),
     enabled_by         text        NOT NULL DEFAULT session_user
 );
+COMMENT ON COLUMN schema_policy.except_tables IS 'Tables of the schema for which audit.disable was called.';
 COMMENT ON TABLE schema_policy IS 'Schemas enabled as a whole: audit.enable_schema. Options named here apply to the tables that have the columns.';
 
 REVOKE ALL ON ledger, relation, changeset, changeset_default, event, event_default, policy, schema_policy FROM PUBLIC;

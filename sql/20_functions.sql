@@ -152,6 +152,8 @@ COMMENT ON FUNCTION merkle_root(bytea[]) IS 'Merkle tree hash of RFC 6962 over 3
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA audit FROM PUBLIC;
 REVOKE ALL ON log FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION set_context(text, text, text, text, inet, text, text, jsonb, boolean), clear_context(), client_ip(text, text, inet, inet[]) TO PUBLIC;
+-- PostgreSQL asks for this right when a partition's owner makes a partition of an audited table, and clones the trigger.
+GRANT EXECUTE ON FUNCTION capture() TO PUBLIC;
 
 -- Last, so that they do not see this script.
 CREATE EVENT TRIGGER audit_ddl_command_end ON ddl_command_end

@@ -1,10 +1,13 @@
 //! The context: what the session says of its user. Read from the settings when a changeset begins.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use audit_core::context::parse_inet;
 use audit_core::jsonb::Writer;
 
 use crate::error::Error;
-use crate::pg::guc::CONTEXT_SETTINGS;
+use crate::pg::guc::{self, CONTEXT_SETTINGS};
 use crate::pg::session;
 
 /// The keys of the context, in the order of their settings.
@@ -67,42 +70,61 @@ impl Keys {
 }
 
 /// The values in force. Empty ones are absent.
-#[derive(Clone, Default, PartialEq, Eq)]
+#[derive(Default)]
 pub struct Context {
     values: [Option<Vec<u8>>; CONTEXT_SETTINGS.len()],
+    pub present: Keys,
+    /// The address as an inet's payload, and as its text.
+    pub ip_address: Option<(Vec<u8>, Vec<u8>)>,
+    /// The further keys as JSONB, and as its text.
+    pub further: Option<Writer>,
+}
+
+impl PartialEq for Context {
+    fn eq(&self, other: &Self) -> bool {
+        self.values == other.values
+    }
+}
+
+thread_local! {
+    static LAST: RefCell<Option<(u64, Rc<Context>)>> = const { RefCell::new(None) };
 }
 
 impl Context {
-    pub fn current() -> Self {
-        Context { values: std::array::from_fn(|i| CONTEXT_SETTINGS[i].get()) }
+    /// What the settings say now. Read and taken apart again only when one of them changed.
+    pub fn current() -> Result<Rc<Self>, Error> {
+        let generation = guc::generation();
+        let last = LAST.with_borrow(|last| last.as_ref().filter(|(of, _)| *of == generation).map(|(_, c)| c.clone()));
+        if let Some(context) = last {
+            return Ok(context);
+        }
+        let context = Rc::new(Context::read()?);
+        LAST.with_borrow_mut(|last| *last = Some((generation, context.clone())));
+        Ok(context)
+    }
+
+    fn read() -> Result<Self, Error> {
+        let mut context = Context { values: std::array::from_fn(|i| CONTEXT_SETTINGS[i].get()), ..Context::default() };
+        for (_, key) in REQUIRABLE {
+            if context.get(key).is_some() {
+                context.present.add(key);
+            }
+        }
+        if let Some(text) = context.get(Key::IpAddress) {
+            let inet = parse_inet(&String::from_utf8_lossy(text)).map_err(Error::Context)?;
+            let payload = session::inet_payload(inet.ip(), inet.bits);
+            let text = session::inet_text(&payload);
+            context.ip_address = Some((payload, text));
+        }
+        if let Some(json) = context.get(Key::Context) {
+            let mut object = Writer::new();
+            object.json(json)?;
+            context.further = Some(object);
+        }
+        Ok(context)
     }
 
     pub fn get(&self, key: Key) -> Option<&[u8]> {
         self.values[key as usize].as_deref()
-    }
-
-    pub fn present(&self) -> Keys {
-        let mut keys = Keys::default();
-        for (_, key) in REQUIRABLE {
-            if self.get(key).is_some() {
-                keys.add(key);
-            }
-        }
-        keys
-    }
-
-    /// The address as an inet's payload.
-    pub fn ip_address(&self) -> Result<Option<Vec<u8>>, Error> {
-        let Some(text) = self.get(Key::IpAddress) else { return Ok(None) };
-        let inet = parse_inet(&String::from_utf8_lossy(text)).map_err(Error::Context)?;
-        Ok(Some(session::inet_payload(inet.ip(), inet.bits)))
-    }
-
-    /// The further keys, as JSONB and as its text.
-    pub fn further(&self) -> Result<Option<Writer>, Error> {
-        let Some(json) = self.get(Key::Context) else { return Ok(None) };
-        let mut object = Writer::new();
-        object.json(json)?;
-        Ok(Some(object))
     }
 }

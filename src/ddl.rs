@@ -3,7 +3,7 @@
 
 use crate::error::Error;
 use crate::pg::relation::{capture_function, with_descendants};
-use crate::policies::{self, Acting, Arrival};
+use crate::policies::{self, Acting};
 
 /// After a CREATE or ALTER of tables, in the same command.
 pub fn command_end() -> Result<(), Error> {
@@ -12,14 +12,17 @@ pub fn command_end() -> Result<(), Error> {
     {
         let acting = Acting::begin()?;
         policies::follow_renamed_schemas()?;
-        for (table, arrival) in policies::touched_tables()? {
-            let descendants = with_descendants(table, pgrx::pg_sys::AccessShareLock);
-            let mut affected: Vec<_> = policies::orphans(table)?.into_iter().map(|t| (t, Arrival::Known)).collect();
-            affected.extend(descendants.into_iter().map(|t| (t, if t == table { arrival } else { Arrival::Known })));
-            for (affected, arrival) in affected {
-                if policies::follow(affected, &acting, arrival)? {
-                    arrived.push(affected);
-                }
+        let touched = policies::touched_tables()?;
+        // A partition that is detached loses the clone of its parent's trigger, whoever that was.
+        let mut affected = if touched.is_empty() { Vec::new() } else { policies::without_trigger(capture)? };
+        for table in touched {
+            // Children that no longer inherit are none of its descendants any more.
+            affected.extend(policies::orphans(table)?);
+            affected.extend(with_descendants(table, pgrx::pg_sys::AccessShareLock));
+        }
+        for table in affected {
+            if policies::follow(table, &acting)? {
+                arrived.push(table);
             }
         }
     }

@@ -27,8 +27,9 @@ pub struct Layout {
     pub table: Vec<u8>,
     pub resource: Vec<u8>,
     pub is_heap: bool,
-    /// The trigger that records; others on the same function stand by.
-    pub trigger: Option<Oid>,
+    /// The triggers that record; others on the same function stand by.
+    pub row_trigger: Option<Oid>,
+    pub truncate_trigger: Option<Oid>,
     pub keys: KeyBlock,
     /// Recorded columns, in the order of their keys.
     pub columns: Vec<Column>,
@@ -168,7 +169,8 @@ fn build(relation: Relation, capture: Oid) -> Result<Layout, Error> {
         table: description.table,
         resource: description.resource,
         is_heap: description.is_heap,
-        trigger: description.row_trigger,
+        row_trigger: description.row_trigger,
+        truncate_trigger: description.truncate_trigger,
         keys,
         columns,
         key,

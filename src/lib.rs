@@ -28,6 +28,7 @@ pgrx::extension_sql_file!("../sql/20_functions.sql", name = "functions", finaliz
 #[allow(non_snake_case)]
 #[pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
+    pg::session::switch_off_backtraces();
     gucs::init();
     pg::guc::init();
     pg::xact::init();

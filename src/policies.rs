@@ -13,8 +13,8 @@ use crate::error::Error;
 use crate::pg::env::{self, Env};
 use crate::pg::relation::{self, Opened, Relation, with_descendants};
 use crate::pg::session::AsOwner;
-use crate::pg::{catalog, table_triggers};
-use crate::{store, trigger};
+use crate::pg::{catalog, session, table_triggers};
+use crate::{layouts, store, trigger};
 
 /// How a table is audited.
 #[derive(Clone, Default)]
@@ -54,12 +54,12 @@ pub fn enable(target: Oid, options: &Options) -> Result<(), Error> {
     store::era()?;
     let acting = Acting::begin()?;
     write_policy(target, None, options)?;
+    except_from_schema(target, false)?;
     for &table in tables.iter().filter(|&&table| table != target) {
         write_inherited(table, target, &tables, options)?;
     }
     for &table in &tables {
-        table_triggers::ensure(table, acting.capture)?;
-        table_triggers::invalidate(table);
+        establish(table, &acting)?;
     }
     let capture = acting.end();
     if options.snapshot { record_rows(&tables, capture) } else { Ok(()) }
@@ -82,19 +82,11 @@ pub fn disable(target: Oid) -> Result<(), Error> {
         Some(None) => {}
     }
     run("DELETE FROM audit.policy WHERE target = $1 OR inherited_from = $1", &[oid(target)])?;
+    except_from_schema(target, true)?;
     for table in tables {
-        follow(table, &acting, Arrival::Known)?;
+        follow(table, &acting)?;
     }
     Ok(())
-}
-
-/// How a table came to [`follow`].
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Arrival {
-    /// Known before: only its ancestors call for auditing.
-    Known,
-    /// New in its schema: the schema's policy does too.
-    New,
 }
 
 /// The rights and the function that putting triggers on tables takes.
@@ -115,20 +107,20 @@ impl Acting {
     }
 }
 
-/// Brings a table into the state that its policy, its ancestors and its schema call for. Returns the tables whose rows
-/// came in without an event.
-pub fn follow(table: Oid, acting: &Acting, arrival: Arrival) -> Result<bool, Error> {
+/// Brings a table into the state that its policy, its ancestors and its schema call for. Returns whether its auditing
+/// begins here, so that rows it has came in without an event.
+pub fn follow(table: Oid, acting: &Acting) -> Result<bool, Error> {
     let Some(opened) = Opened::with_lock(table, pg_sys::AccessShareLock) else { return Ok(false) };
     let relation = opened.relation();
     if !is_auditable_kind(relation) {
         return Ok(false);
     }
+    rename_columns(table)?;
     let own = policy_of(table)?;
     let source = inherited_source(table)?;
     let mut is_new = false;
     match (own, source) {
         (Some(None), _) => {}
-        (Some(Some(root)), Some(source)) if root == source => copy_policy(table, source)?,
         (_, Some(source)) => {
             is_new = own.is_none();
             copy_policy(table, source)?;
@@ -138,11 +130,12 @@ pub fn follow(table: Oid, acting: &Acting, arrival: Arrival) -> Result<bool, Err
             run("UPDATE audit.policy SET inherited_from = NULL WHERE target = $1", &[oid(table)])?;
         }
         (None, None) => {
-            let options = if arrival == Arrival::New { schema_options(relation)? } else { None };
-            let Some(options) = options.filter(|_| check_auditable(relation).is_ok()) else {
+            let options = if check_auditable(relation).is_ok() { schema_options(relation)? } else { None };
+            let Some(options) = options else {
                 drop(opened);
-                table_triggers::remove_all(table, acting.capture);
-                table_triggers::invalidate(table);
+                if table_triggers::remove_all(table, acting.capture) {
+                    table_triggers::invalidate(table);
+                }
                 return Ok(false);
             };
             write_policy(table, None, &options)?;
@@ -150,9 +143,19 @@ pub fn follow(table: Oid, acting: &Acting, arrival: Arrival) -> Result<bool, Err
         }
     }
     drop(opened);
+    establish(table, acting)?;
+    Ok(is_new)
+}
+
+/// Puts the triggers on a table that has a policy, and writes its layout.
+fn establish(table: Oid, acting: &Acting) -> Result<(), Error> {
     table_triggers::ensure(table, acting.capture)?;
     table_triggers::invalidate(table);
-    Ok(is_new)
+    session::make_changes_visible();
+    if let Some(opened) = Opened::with_lock(table, pg_sys::AccessShareLock) {
+        layouts::get(opened.relation(), acting.capture)?;
+    }
+    Ok(())
 }
 
 /// Records the rows that are in tables now as SNAPSHOT events.
@@ -241,21 +244,63 @@ pub fn forget_dropped() -> Result<(), Error> {
     )
 }
 
-/// Tables that a DDL command made or altered, with how they came.
-pub fn touched_tables() -> Result<Vec<(Oid, Arrival)>, Error> {
+/// Tables that a DDL command made or altered.
+pub fn touched_tables() -> Result<Vec<Oid>, Error> {
     query(
-        "SELECT objid, bool_or(command_tag LIKE 'CREATE%' OR command_tag = 'SELECT INTO')
-         FROM pg_catalog.pg_event_trigger_ddl_commands()
-         WHERE classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND objsubid = 0
-           AND object_type IN ('table', 'foreign table')
-         GROUP BY objid",
+        "SELECT DISTINCT objid FROM pg_catalog.pg_event_trigger_ddl_commands()
+         WHERE classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+           AND (object_type IN ('table', 'foreign table') OR object_type LIKE '%table column')",
         &[],
-        |row| {
-            let table: Option<Oid> = row.get(1)?;
-            let created: Option<bool> = row.get(2)?;
-            let arrival = if created.unwrap_or(false) { Arrival::New } else { Arrival::Known };
-            Ok(table.map(|table| (table, arrival)))
-        },
+        |row| row.get(1),
+    )
+}
+
+/// Audited tables that have no row trigger.
+pub fn without_trigger(capture: Oid) -> Result<Vec<Oid>, Error> {
+    query(
+        "SELECT target::pg_catalog.oid FROM audit.policy p
+         WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t
+                           WHERE t.tgrelid = p.target AND t.tgfoid = $1 AND t.tgtype & 1 = 1)",
+        &[oid(capture)],
+        |row| row.get(1),
+    )
+}
+
+/// Has the columns that a policy names follow a renaming: their numbers are in the last layout.
+fn rename_columns(table: Oid) -> Result<(), Error> {
+    run(
+        "WITH layout AS (
+             SELECT columns FROM audit.relation WHERE relid = $1 ORDER BY id DESC LIMIT 1
+         ), renamed AS (
+             SELECT c.value ->> 'name' AS old_name, a.attname::text AS new_name
+             FROM layout, pg_catalog.jsonb_array_elements(layout.columns) c
+             JOIN pg_catalog.pg_attribute a
+               ON a.attrelid = $1 AND a.attnum = (c.value ->> 'attnum')::int2 AND NOT a.attisdropped
+             WHERE a.attname::text <> c.value ->> 'name'
+         )
+         UPDATE audit.policy SET
+             exclude_columns = ARRAY(SELECT coalesce(r.new_name, n) FROM unnest(exclude_columns) n
+                                     LEFT JOIN renamed r ON r.old_name = n),
+             mask_columns = ARRAY(SELECT coalesce(r.new_name, n) FROM unnest(mask_columns) n
+                                  LEFT JOIN renamed r ON r.old_name = n),
+             soft_delete_column = coalesce((SELECT r.new_name FROM renamed r WHERE r.old_name = soft_delete_column),
+                                           soft_delete_column)
+         WHERE target = $1 AND EXISTS (SELECT FROM renamed)",
+        &[oid(table)],
+    )
+}
+
+/// Remembers that a table of an enabled schema is not to be audited, or no longer so.
+fn except_from_schema(table: Oid, is_excepted: bool) -> Result<(), Error> {
+    run(
+        "UPDATE audit.schema_policy p
+         SET except_tables = CASE WHEN $2 THEN pg_catalog.array_append(
+                 pg_catalog.array_remove(p.except_tables, c.relname::text), c.relname::text)
+             ELSE pg_catalog.array_remove(p.except_tables, c.relname::text) END
+         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         WHERE c.oid = $1 AND p.schema_name = n.nspname
+           AND $2 <> (c.relname::text = ANY (p.except_tables))",
+        &[oid(table), is_excepted.into()],
     )
 }
 
@@ -397,8 +442,8 @@ fn schema_options(relation: Relation) -> Result<Option<Options>, Error> {
     let name = String::from_utf8_lossy(&relation::namespace_name(relation.namespace())).into_owned();
     let found = query(
         "SELECT exclude_columns, mask_columns, soft_delete_column, require_context, skip_unchanged
-         FROM audit.schema_policy WHERE schema_name = $1 AND include_future",
-        &[name.as_str().into()],
+         FROM audit.schema_policy WHERE schema_name = $1 AND include_future AND $2 <> ALL (except_tables)",
+        &[name.as_str().into(), String::from_utf8_lossy(&relation.name()).into_owned().into()],
         |row| {
             Ok(Some(Options {
                 exclude_columns: row.get::<Vec<String>>(1)?.unwrap_or_default(),

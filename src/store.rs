@@ -134,6 +134,7 @@ pub struct Labels {
     generation: u64,
     operations: [Oid; Operation::ALL.len()],
     statuses: [Oid; Status::ALL.len()],
+    origins: [Oid; Origin::ALL.len()],
 }
 
 thread_local! {
@@ -152,12 +153,16 @@ pub fn labels() -> Result<Labels, Error> {
         generation,
         operations: [Oid::INVALID; Operation::ALL.len()],
         statuses: [Oid::INVALID; Status::ALL.len()],
+        origins: [Oid::INVALID; Origin::ALL.len()],
     };
     for (oid, operation) in labels.operations.iter_mut().zip(Operation::ALL) {
         *oid = label(c"operation", operation.as_str())?;
     }
     for (oid, status) in labels.statuses.iter_mut().zip(Status::ALL) {
         *oid = label(c"status", status.as_str())?;
+    }
+    for (oid, origin) in labels.origins.iter_mut().zip(Origin::ALL) {
+        *oid = label(c"origin", origin.as_str())?;
     }
     LABELS.set(Some(labels));
     Ok(labels)
@@ -197,36 +202,27 @@ pub fn put_event(sealed: &SealedEvent, labels: &Labels, batch: &mut Batch) -> Re
     Ok(())
 }
 
-/// Writes a changeset, at the end of its transaction.
-pub fn write_changeset(changeset: &Changeset, position: u64) -> Result<(), Error> {
-    let mut batch = Batch::default();
-    let salt = crate::transaction::random_salt()?;
-    put_changeset(changeset, Some((position, salt)), &mut batch)?;
-    log_table::insert(&CHANGESET, changeset.occurred_at, &mut batch)
-}
-
 /// Appends a changeset's tuple. One still pending has no position, salt and checksum.
 pub fn put_changeset(changeset: &Changeset, closing: Option<(u64, [u8; 16])>, batch: &mut Batch) -> Result<(), Error> {
     let context = &changeset.context;
     let era = era()?;
     let xid = session::transaction_id();
-    let ip_address = context.ip_address()?;
+    let labels = labels()?;
     let client = session::client();
     let client_addr =
         client.map(|(address, _)| session::inet_payload(address, if address.is_ipv4() { 32 } else { 128 }));
     let client_port = client.map(|(_, port)| i32::from(port));
     let session_role = session::role_name(changeset.roles.session);
     let effective_role = session::role_name(changeset.roles.effective);
-    let further = context.further()?;
+    let further = context.further.as_ref();
     let events_root = changeset.frontier.root();
     let application_name = Some(changeset.application_name.as_slice()).filter(|name| !name.is_empty());
 
     let checksum = match closing {
         None => None,
         Some((position, salt)) => {
-            let ip_text = ip_address.as_deref().map(session::inet_text);
             let client_text = client_addr.as_deref().map(session::inet_text);
-            let mut text = Vec::new();
+            let mut text = Vec::with_capacity(1024);
             canonical::changeset(
                 &ChangesetRecord {
                     id: changeset.id,
@@ -238,10 +234,10 @@ pub fn put_changeset(changeset: &Changeset, closing: Option<(u64, [u8; 16])>, ba
                     tenant_id: context.get(Key::TenantId),
                     request_id: context.get(Key::RequestId),
                     session_id: context.get(Key::SessionId),
-                    ip_address: ip_text.as_deref(),
+                    ip_address: context.ip_address.as_ref().map(|(_, text)| text.as_slice()),
                     user_agent: context.get(Key::UserAgent),
                     reason: context.get(Key::Reason),
-                    context: further.as_ref().map(|further| further.text()),
+                    context: further.map(|further| further.text()),
                     session_role: Some(&session_role),
                     effective_role: Some(&effective_role),
                     application_name,
@@ -267,7 +263,7 @@ pub fn put_changeset(changeset: &Changeset, closing: Option<(u64, [u8; 16])>, ba
     tuple.i32(changeset.event_count)?;
     tuple.i32(session::backend_pid())?;
     tuple.i32_or_null(client_port)?;
-    tuple.oid(origin_label(changeset.origin)?)?;
+    tuple.oid(labels.origins[changeset.origin as usize])?;
     tuple.uuid(&changeset.id)?;
     match closing {
         Some((_, salt)) => tuple.uuid(&salt)?,
@@ -278,7 +274,7 @@ pub fn put_changeset(changeset: &Changeset, closing: Option<(u64, [u8; 16])>, ba
     for key in [Key::UserId, Key::TenantId, Key::RequestId, Key::SessionId] {
         tuple.varlena(context.get(key))?;
     }
-    tuple.varlena(ip_address.as_deref())?;
+    tuple.varlena(context.ip_address.as_ref().map(|(payload, _)| payload.as_slice()))?;
     tuple.varlena(client_addr.as_deref())?;
     tuple.varlena(context.get(Key::UserAgent))?;
     tuple.varlena(context.get(Key::Reason))?;
@@ -286,13 +282,9 @@ pub fn put_changeset(changeset: &Changeset, closing: Option<(u64, [u8; 16])>, ba
     tuple.varlena(Some(&effective_role))?;
     tuple.varlena(application_name)?;
     tuple.varlena(changeset.statement.as_deref())?;
-    tuple.varlena(further.as_ref().map(|further| further.jsonb()))?;
+    tuple.varlena(further.map(|further| further.jsonb()))?;
     tuple.finish();
     Ok(())
-}
-
-fn origin_label(origin: Origin) -> Result<Oid, Error> {
-    label(c"origin", origin.as_str())
 }
 
 /// The era that this cluster's records belong to: begun here if the log came from another cluster.

@@ -65,7 +65,6 @@ pub struct Changeset {
     pub origin: Origin,
     pub roles: Roles,
     pub context: Rc<Context>,
-    pub present: Keys,
     pub application_name: Vec<u8>,
     pub statement: Option<Vec<u8>>,
     pub event_count: i32,
@@ -119,7 +118,7 @@ pub fn begin_event(origin: Origin) -> Result<Keys, Error> {
     let (generation, roles) = (guc::generation(), session::roles());
     let present = STATE.with_borrow(|state| match state.current {
         Some((index, ..)) if state.current == Some((index, generation, roles, origin)) => {
-            Some(state.changesets[index].present)
+            Some(state.changesets[index].context.present)
         }
         _ => None,
     });
@@ -130,18 +129,18 @@ pub fn begin_event(origin: Origin) -> Result<Keys, Error> {
 }
 
 fn change_changeset(generation: u64, roles: Roles, origin: Origin) -> Result<Keys, Error> {
-    let context = Context::current();
+    let context = Context::current()?;
     let occurred_at = session::clock();
     let application_name = session::application_name();
     let statement = if gucs::log_statement() { session::statement() } else { None };
-    let present = context.present();
+    let present = context.present;
     let subtransaction = session::current_subtransaction();
     STATE.with_borrow_mut(|state| {
         if state.is_closed {
             return Err(Error::AfterCommit);
         }
         let same = |changeset: &Changeset| {
-            changeset.origin == origin && changeset.roles == roles && *changeset.context == context
+            changeset.origin == origin && changeset.roles == roles && *changeset.context == *context
         };
         let index = match state.changesets.iter().position(same) {
             Some(index) => index,
@@ -154,8 +153,7 @@ fn change_changeset(generation: u64, roles: Roles, origin: Origin) -> Result<Key
                     occurred_at,
                     origin,
                     roles,
-                    context: Rc::new(context),
-                    present,
+                    context,
                     application_name,
                     statement,
                     event_count: 0,
@@ -201,9 +199,13 @@ pub fn before_commit() -> Result<(), Error> {
         std::mem::take(&mut state.changesets)
     });
     let position = session::wal_position();
+    let mut batch = STATE.with_borrow_mut(|state| state.spare.take()).unwrap_or_default();
     for changeset in changesets.iter().filter(|changeset| changeset.event_count > 0) {
-        store::write_changeset(changeset, position)?;
+        store::put_changeset(changeset, Some((position, random_salt()?)), &mut batch)?;
+        log_table::insert(&store::CHANGESET, changeset.occurred_at, &mut batch)?;
+        batch.clear(KEEP_BYTES);
     }
+    STATE.with_borrow_mut(|state| state.spare = Some(batch));
     Ok(())
 }
 

@@ -2,6 +2,8 @@
 
 use audit_core::canonical::{Operation, Origin};
 
+use pgrx::pg_sys::Oid;
+
 use crate::capture::{self, Change};
 use crate::error::Error;
 use crate::layouts;
@@ -11,21 +13,24 @@ use crate::{gucs, suspension, transaction};
 
 /// `audit.capture()`: AFTER ROW, it captures the row; AFTER STATEMENT, it writes what was captured.
 pub fn capture(call: &Call) -> Result<(), Error> {
-    if call.kind() == Kind::Statement {
-        return transaction::flush();
-    }
     // Before anything that could fail: switched off, changes pass whatever state the log is in.
     if !gucs::enabled() {
-        suspension::note(call.relation());
+        if call.kind() != Kind::Statement {
+            suspension::note(call.relation());
+        }
         return Ok(());
     }
     let layout = layouts::get(call.relation(), call.function())?;
-    if call.kind() == Kind::Truncate {
-        capture::truncate(&layout)?;
-        return transaction::flush();
-    }
-    if layout.trigger != Some(call.trigger()) {
-        return Ok(());
+    let stands_by = |records: Option<Oid>| records.is_some_and(|records| records != call.trigger());
+    match call.kind() {
+        Kind::Statement => return transaction::flush(),
+        Kind::Truncate if stands_by(layout.truncate_trigger) => return Ok(()),
+        Kind::Truncate => {
+            capture::truncate(&layout)?;
+            return transaction::flush();
+        }
+        _ if stands_by(layout.row_trigger) => return Ok(()),
+        _ => {}
     }
     let (operation, row, old) = match (call.kind(), call.old_row(), call.new_row()) {
         (Kind::Insert, _, Some(new)) => (Operation::Insert, new, None),
@@ -43,7 +48,7 @@ pub fn refuse_change(table: Vec<u8>) -> Result<(), Error> {
 }
 
 /// Records the rows that are in a table now, in batches.
-pub fn snapshot(table: relation::Relation, function: pgrx::pg_sys::Oid) -> Result<(), Error> {
+pub fn snapshot(table: relation::Relation, function: Oid) -> Result<(), Error> {
     let layout = layouts::get(table, function)?;
     let command = session::current_command();
     table.for_each_row(|row| {

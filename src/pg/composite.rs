@@ -29,6 +29,16 @@ pub fn env_of(type_id: pg_sys::Oid) -> Env {
     plan_of(type_id, -1).map_or(Env::Settings, |plan| plan.env)
 }
 
+/// PostgreSQL's word that casts may have changed.
+pub fn forget() {
+    PLANS.with(|plans| {
+        // Borrowed only between calls into PostgreSQL, so it is free here.
+        if let Ok(mut plans) = plans.try_borrow_mut() {
+            plans.clear();
+        }
+    });
+}
+
 /// Appends the value as an object.
 pub fn write(value: pg_sys::Datum, out: &mut Writer) -> Result<(), CoreError> {
     // SAFETY: the value is a composite: detoasting yields an aligned tuple whose header names its type.

@@ -92,7 +92,7 @@ pub fn invalidate(relation: Option<pg_sys::Oid>) {
 pub fn insert(definition: &'static Definition, occurred_at: i64, batch: &mut Batch) -> Result<(), Error> {
     loop {
         let leaf = leaf_for(definition, occurred_at)?;
-        let opened = Opened::with_lock(leaf.table, pg_sys::RowExclusiveLock)
+        let opened = Opened::known(leaf.table, pg_sys::RowExclusiveLock)
             .ok_or_else(|| Error::LogMissing { table: definition.name.to_string_lossy().into_owned() })?;
         // What was looked up holds only now, under the lock: while it waited, somebody may have altered the partition.
         if leaf.is_usable() {
@@ -169,7 +169,9 @@ impl Leaf {
                 busy: Cell::new(false),
             };
             if checked.is_ok() {
+                let snapshot = ActiveSnapshot::ensure();
                 leaf.indexes = indexes(relation);
+                snapshot.end();
             }
             pg_sys::MemoryContextSwitchTo(outer);
             pg_sys::relation_close(relation, pg_sys::NoLock as i32);
@@ -193,7 +195,7 @@ impl Leaf {
                 let count = tuples.len() as i32;
                 pg_sys::heap_multi_insert(relation, slots.as_mut_ptr(), count, command, 0, std::ptr::null_mut());
             }
-            self.insert_index_entries(relation, &slots[..tuples.len()]);
+            self.insert_index_entries(relation, &slots[..tuples.len()])?;
         }
         self.slots.replace(slots);
         Ok(())
@@ -223,7 +225,11 @@ impl Leaf {
         }
     }
 
-    unsafe fn insert_index_entries(&self, table: pg_sys::Relation, slots: &[*mut pg_sys::TupleTableSlot]) {
+    unsafe fn insert_index_entries(
+        &self,
+        table: pg_sys::Relation,
+        slots: &[*mut pg_sys::TupleTableSlot],
+    ) -> Result<(), Error> {
         let mut values = [pg_sys::Datum::from(0usize); pg_sys::INDEX_MAX_KEYS as usize];
         let mut nulls = [false; pg_sys::INDEX_MAX_KEYS as usize];
         // SAFETY: as in `insert`; the executor state lives from here to the end of this function, or until an ERROR
@@ -231,7 +237,10 @@ impl Leaf {
         unsafe {
             let expressions = Expressions::for_indexes(&self.indexes);
             for index in &self.indexes {
-                let relation = pg_sys::index_open(index.oid, pg_sys::RowExclusiveLock as i32);
+                let Some(opened) = Opened::known(index.oid, pg_sys::RowExclusiveLock) else {
+                    return Err(Error::NoSuchTable { oid: index.oid.to_u32() });
+                };
+                let relation = opened.relation().0;
                 let check = if index.unique {
                     pg_sys::IndexUniqueCheck::UNIQUE_CHECK_YES
                 } else {
@@ -264,10 +273,10 @@ impl Leaf {
                 }
                 #[cfg(any(feature = "pg17", feature = "pg18"))]
                 pg_sys::index_insert_cleanup(relation, index.info);
-                pg_sys::index_close(relation, pg_sys::NoLock as i32);
             }
             expressions.end(&self.indexes);
         }
+        Ok(())
     }
 }
 
@@ -293,7 +302,7 @@ impl LeafIndex {
 /// Executor state for the indexes that an administrator added with expressions or predicates; null where none has any.
 struct Expressions {
     state: *mut pg_sys::EState,
-    has_snapshot: bool,
+    snapshot: Option<ActiveSnapshot>,
 }
 
 impl Expressions {
@@ -304,18 +313,14 @@ impl Expressions {
                 .iter()
                 .any(|index| matches!(index.filter, Filter::Expression) || !(*index.info).ii_Expressions.is_null());
             if !needed {
-                return Expressions { state: std::ptr::null_mut(), has_snapshot: false };
+                return Expressions { state: std::ptr::null_mut(), snapshot: None };
             }
-            // At commit the portal's snapshot is gone.
-            let has_snapshot = !pg_sys::ActiveSnapshotSet();
-            if has_snapshot {
-                pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-            }
+            let snapshot = Some(ActiveSnapshot::ensure());
             for index in indexes {
                 (*index.info).ii_ExpressionsState = std::ptr::null_mut();
                 (*index.info).ii_PredicateState = std::ptr::null_mut();
             }
-            Expressions { state: pg_sys::CreateExecutorState(), has_snapshot }
+            Expressions { state: pg_sys::CreateExecutorState(), snapshot }
         }
     }
 
@@ -353,9 +358,34 @@ impl Expressions {
                 (*index.info).ii_PredicateState = std::ptr::null_mut();
             }
             pg_sys::FreeExecutorState(self.state);
-            if self.has_snapshot {
-                pg_sys::PopActiveSnapshot();
+        }
+        if let Some(snapshot) = self.snapshot {
+            snapshot.end();
+        }
+    }
+}
+
+/// A snapshot for code of an administrator's index expressions: at commit that of the portal is gone.
+struct ActiveSnapshot {
+    is_ours: bool,
+}
+
+impl ActiveSnapshot {
+    fn ensure() -> Self {
+        // SAFETY: a transaction is under way; an ERROR drops the snapshot with it.
+        unsafe {
+            let is_ours = !pg_sys::ActiveSnapshotSet();
+            if is_ours {
+                pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
             }
+            ActiveSnapshot { is_ours }
+        }
+    }
+
+    fn end(self) {
+        if self.is_ours {
+            // SAFETY: pushed by `ensure`, and the uppermost again.
+            unsafe { pg_sys::PopActiveSnapshot() };
         }
     }
 }

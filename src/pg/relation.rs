@@ -25,6 +25,8 @@ pub struct Description {
     pub key: Vec<usize>,
     /// The row trigger that records; others on the same function stand by.
     pub row_trigger: Option<pg_sys::Oid>,
+    /// The TRUNCATE trigger that records.
+    pub truncate_trigger: Option<pg_sys::Oid>,
     /// Whether tuples carry command ids: not those of foreign tables or other access methods.
     pub is_heap: bool,
 }
@@ -50,7 +52,17 @@ impl Opened {
     pub fn with_lock(oid: pg_sys::Oid, lock: u32) -> Option<Self> {
         // SAFETY: any oid is allowed; the result is null where there is none.
         let relation = unsafe { pg_sys::try_relation_open(oid, lock as i32) };
-        (!relation.is_null()).then_some(Opened(Relation(relation)))
+        (!relation.is_null()).then(|| Opened(Relation(relation)))
+    }
+
+    /// As `with_lock`, without asking the catalog first whether a relation that is not known yet exists.
+    pub fn known(oid: pg_sys::Oid, lock: u32) -> Option<Self> {
+        // SAFETY: any oid is allowed; the result is null where there is no such relation.
+        let relation = unsafe {
+            pg_sys::LockRelationOid(oid, lock as i32);
+            pg_sys::RelationIdGetRelation(oid)
+        };
+        (!relation.is_null()).then(|| Opened(Relation(relation)))
     }
 
     pub fn relation(&self) -> Relation {
@@ -147,7 +159,8 @@ impl Relation {
             root: self.root(),
             columns,
             key: self.key(),
-            row_trigger: self.recording_trigger(capture),
+            row_trigger: self.recording_trigger(capture, is_row),
+            truncate_trigger: self.recording_trigger(capture, is_truncate),
             is_heap: self.is_heap(),
         }
     }
@@ -213,10 +226,14 @@ impl Relation {
 
     /// A partition attached while audited by itself has two: the clone of its parent's trigger records. One that was
     /// disabled and enabled again otherwise than ALWAYS still records where there is no better.
-    fn recording_trigger(self, capture: pg_sys::Oid) -> Option<pg_sys::Oid> {
+    fn recording_trigger(
+        self,
+        capture: pg_sys::Oid,
+        is_of_kind: impl Fn(&pg_sys::Trigger) -> bool,
+    ) -> Option<pg_sys::Oid> {
         self.triggers()
             .iter()
-            .filter(|trigger| trigger.tgfoid == capture && is_row(trigger))
+            .filter(|trigger| trigger.tgfoid == capture && is_of_kind(trigger))
             .max_by_key(|trigger| (is_complete(trigger), trigger.tgisclone, std::cmp::Reverse(trigger.tgoid.to_u32())))
             .map(|trigger| trigger.tgoid)
     }
@@ -286,6 +303,10 @@ impl Relation {
 
 fn is_row(trigger: &pg_sys::Trigger) -> bool {
     trigger.tgtype as u32 & pg_sys::TRIGGER_TYPE_ROW != 0
+}
+
+fn is_truncate(trigger: &pg_sys::Trigger) -> bool {
+    trigger.tgtype as u32 & pg_sys::TRIGGER_TYPE_TRUNCATE != 0
 }
 
 /// Fires for every change, whatever session_replication_role: ALWAYS, all three operations, no WHEN, no column list.

@@ -1,7 +1,8 @@
 //! Facts of the session and the transaction.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ffi::CStr;
+use std::rc::Rc;
 
 use pgrx::pg_sys;
 
@@ -10,6 +11,13 @@ use crate::error::Error;
 
 /// This library's version: the extension in the database must be of the same.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Has no error carry a Rust backtrace, whatever the server's environment says: pgrx would put it into the client's
+/// DETAIL, and taking one while memory is out never ends.
+pub fn switch_off_backtraces() {
+    // SAFETY: called when the library is loaded, by a process with one thread.
+    unsafe { std::env::set_var("RUST_LIB_BACKTRACE", "0") };
+}
 
 /// Who the change is made as: the session's role and the one in effect.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -23,13 +31,38 @@ pub fn roles() -> Roles {
     unsafe { Roles { session: pg_sys::GetSessionUserId(), effective: pg_sys::GetUserId() } }
 }
 
+thread_local! {
+    static ROLE_NAMES: RefCell<Vec<(pg_sys::Oid, Rc<[u8]>)>> = const { RefCell::new(Vec::new()) };
+}
+
 /// A role's name; its oid as text where it was dropped meanwhile.
-pub fn role_name(role: pg_sys::Oid) -> Vec<u8> {
-    // SAFETY: a catalog look-up that gives null for an unknown role.
-    unsafe {
-        let name = pg_sys::GetUserNameFromId(role, true);
-        if name.is_null() { role.to_u32().to_string().into_bytes() } else { CStr::from_ptr(name).to_bytes().to_vec() }
+pub fn role_name(role: pg_sys::Oid) -> Rc<[u8]> {
+    let known =
+        ROLE_NAMES.with_borrow(|names| names.iter().find(|(oid, _)| *oid == role).map(|(_, name)| name.clone()));
+    if let Some(name) = known {
+        return name;
     }
+    // SAFETY: a catalog look-up that gives null for an unknown role.
+    let name: Rc<[u8]> = unsafe {
+        let name = pg_sys::GetUserNameFromId(role, true);
+        if name.is_null() {
+            role.to_u32().to_string().as_bytes().into()
+        } else {
+            CStr::from_ptr(name).to_bytes().into()
+        }
+    };
+    ROLE_NAMES.with_borrow_mut(|names| names.push((role, name.clone())));
+    name
+}
+
+/// PostgreSQL's word that roles may have changed.
+pub fn forget_role_names() {
+    ROLE_NAMES.with(|names| {
+        // Borrowed only between calls into PostgreSQL, so it is free here.
+        if let Ok(mut names) = names.try_borrow_mut() {
+            names.clear();
+        }
+    });
 }
 
 pub fn application_name() -> Vec<u8> {
@@ -183,6 +216,12 @@ pub fn check_version() -> Result<(), Error> {
         Some(version) => Err(Error::VersionMismatch { extension: String::from_utf8_lossy(&version).into_owned() }),
         None => Err(Error::NotInstalled),
     }
+}
+
+/// Has the rest of the command see what it changed so far, relation caches included.
+pub fn make_changes_visible() {
+    // SAFETY: a transaction is under way.
+    unsafe { pg_sys::CommandCounterIncrement() };
 }
 
 /// Acts as the extension's owner until dropped: to create triggers on tables and write policy, whoever the

@@ -75,13 +75,15 @@ pub fn ensure(table: pg_sys::Oid, function: pg_sys::Oid) -> Result<(), Error> {
 }
 
 /// Removes the audit triggers of a table, but for clones, which go with their parent's.
-pub fn remove_all(table: pg_sys::Oid, function: pg_sys::Oid) {
-    let Some(opened) = Opened::with_lock(table, pg_sys::ShareRowExclusiveLock) else { return };
+/// Returns whether there were any.
+pub fn remove_all(table: pg_sys::Oid, function: pg_sys::Oid) -> bool {
+    let Some(opened) = Opened::with_lock(table, pg_sys::AccessShareLock) else { return false };
     let triggers = opened.relation().own_triggers(function);
     drop(opened);
-    for trigger in triggers {
-        remove(trigger);
+    for trigger in &triggers {
+        remove(*trigger);
     }
+    !triggers.is_empty()
 }
 
 /// Has all sessions build the table's layout anew.

@@ -9,6 +9,8 @@ const INFOMASK2_AT: usize = 18;
 const INFOMASK_AT: usize = 20;
 const HOFF_AT: usize = 22;
 const WORD: usize = 8;
+/// The first allocation: room for a few events.
+const MIN_BYTES: usize = 4096;
 /// Longest varlena with a one-byte header, header included.
 const SHORT_MAX: usize = 127;
 
@@ -71,29 +73,41 @@ impl Batch {
         unsafe { std::slice::from_raw_parts_mut(self.words.as_mut_ptr().cast(), self.words.len() * WORD) }
     }
 
+    /// Makes room for `count` more bytes.
+    #[inline]
+    fn reserve(&mut self, count: usize) -> Result<(), CoreError> {
+        if self.used + count > self.words.len() * WORD { self.enlarge(count) } else { Ok(()) }
+    }
+
+    #[cold]
+    fn enlarge(&mut self, count: usize) -> Result<(), CoreError> {
+        let needed = (self.used + count).div_ceil(WORD);
+        let words = needed.max(self.words.len() * 2).max(MIN_BYTES / WORD);
+        let words = if self.words.try_reserve_exact(words - self.words.len()).is_ok() { words } else { needed };
+        self.words.try_reserve_exact(words - self.words.len()).map_err(|_| CoreError::OutOfMemory)?;
+        self.words.resize(words, 0);
+        Ok(())
+    }
+
     /// `count` more bytes, zero.
+    #[inline]
     fn grow(&mut self, count: usize) -> Result<(), CoreError> {
-        let words = (self.used + count).div_ceil(WORD);
-        if words > self.words.len() {
-            self.words.try_reserve(words - self.words.len()).map_err(|_| CoreError::OutOfMemory)?;
-            self.words.resize(words, 0);
-        }
+        self.reserve(count)?;
         let used = self.used;
         self.as_bytes_mut()[used..used + count].fill(0);
         self.used += count;
         Ok(())
     }
 
+    #[inline]
     fn align(&mut self, alignment: usize) -> Result<(), CoreError> {
-        self.grow(self.used.next_multiple_of(alignment) - self.used)
+        let padding = self.used.next_multiple_of(alignment) - self.used;
+        if padding == 0 { Ok(()) } else { self.grow(padding) }
     }
 
+    #[inline]
     fn put(&mut self, bytes: &[u8]) -> Result<(), CoreError> {
-        let words = (self.used + bytes.len()).div_ceil(WORD);
-        if words > self.words.len() {
-            self.words.try_reserve(words - self.words.len()).map_err(|_| CoreError::OutOfMemory)?;
-            self.words.resize(words, 0);
-        }
+        self.reserve(bytes.len())?;
         let used = self.used;
         self.as_bytes_mut()[used..used + bytes.len()].copy_from_slice(bytes);
         self.used += bytes.len();
@@ -109,18 +123,22 @@ pub struct TupleWriter<'a> {
 }
 
 impl TupleWriter<'_> {
+    #[inline]
     pub fn i64(&mut self, value: i64) -> Result<(), CoreError> {
         self.fixed(&value.to_le_bytes(), 8)
     }
 
+    #[inline]
     pub fn i32(&mut self, value: i32) -> Result<(), CoreError> {
         self.fixed(&value.to_le_bytes(), 4)
     }
 
+    #[inline]
     pub fn oid(&mut self, value: pg_sys::Oid) -> Result<(), CoreError> {
         self.fixed(&value.to_u32().to_le_bytes(), 4)
     }
 
+    #[inline]
     pub fn uuid(&mut self, value: &[u8; 16]) -> Result<(), CoreError> {
         self.fixed(value, 1)
     }
@@ -146,6 +164,7 @@ impl TupleWriter<'_> {
     }
 
     /// A value of variable length: text, bytea, jsonb (without its header) and the like.
+    #[inline]
     pub fn varlena(&mut self, payload: Option<&[u8]>) -> Result<(), CoreError> {
         let Some(payload) = payload else {
             self.null();
@@ -171,12 +190,14 @@ impl TupleWriter<'_> {
         self.start = self.batch.used;
     }
 
+    #[inline]
     fn fixed(&mut self, bytes: &[u8], alignment: usize) -> Result<(), CoreError> {
         self.set_present();
         self.batch.align(alignment)?;
         self.batch.put(bytes)
     }
 
+    #[inline]
     fn set_present(&mut self) {
         let at = self.start + HEADER + self.column / 8;
         let bit = 1 << (self.column % 8);

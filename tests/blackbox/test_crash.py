@@ -1,7 +1,8 @@
 """kill -9 of the postmaster in the midst of a pgbench run of four clients, ten times.
 
-After each recovery every committed change has its one event and every event its change: pgbench_history, where each transaction adds a row, is compared
-with its events one to one; the balances are those that the events end with. At the end all is replayed and every checksum recomputed.
+After each recovery every committed change has its one event and every event its change: pgbench_history, where each
+transaction adds a row, is compared with its events one to one; the other tables' balances add up to it; and each
+transaction has one changeset of four events. At the end all is replayed and every checksum recomputed.
 """
 
 import os
@@ -33,22 +34,23 @@ END;
 
 # The rows of the history against its events, both ways, as multisets.
 UNMATCHED = """
-    WITH event AS (SELECT row_image FROM audit.log JOIN audit.event USING (changeset_id, seq) WHERE log.resource = 'public.pgbench_history'),
-         history AS (SELECT to_jsonb(h) AS row_image FROM pgbench_history h)
-    SELECT (SELECT count(*) FROM (TABLE event EXCEPT ALL TABLE history) a), (SELECT count(*) FROM (TABLE history EXCEPT ALL TABLE event) b)"""
+    WITH event AS (SELECT new_row FROM audit.log WHERE resource = 'public.pgbench_history'),
+         history AS (SELECT to_jsonb(h) AS new_row FROM pgbench_history h)
+    SELECT (SELECT count(*) FROM (TABLE event EXCEPT ALL TABLE history) a),
+           (SELECT count(*) FROM (TABLE history EXCEPT ALL TABLE event) b)"""
 
 BALANCES = """
-    SELECT (SELECT sum(delta) FROM pgbench_history), (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(tbalance) FROM pgbench_tellers), (SELECT sum(bbalance) FROM pgbench_branches)"""
+    SELECT (SELECT sum(delta) FROM pgbench_history), (SELECT sum(abalance) FROM pgbench_accounts),
+           (SELECT sum(tbalance) FROM pgbench_tellers), (SELECT sum(bbalance) FROM pgbench_branches)"""
 
 
 def prepare(cluster):
     cluster.run([cluster.bin("pgbench"), "-i", "-s", "1", "-q", "postgres"])
-    cluster.psql(
-        f"""
+    cluster.psql(f"""
         CREATE EXTENSION audit_ext;
         DELETE FROM pgbench_accounts WHERE aid > {ACCOUNTS};
-        SELECT audit.enable(t, snapshot => true) FROM unnest('{{pgbench_accounts,pgbench_tellers,pgbench_branches,pgbench_history}}'::regclass[]) t"""
-    )
+        SELECT audit.enable(t, snapshot => true)
+          FROM unnest('{{pgbench_accounts,pgbench_tellers,pgbench_branches,pgbench_history}}'::regclass[]) t""")
 
 
 def test_kill_9_ten_times(new_cluster):

@@ -19,7 +19,7 @@ import psycopg
 import pytest
 
 import auditlib
-from auditlib import FIXED_ENVIRONMENT, connect_like, fixed_session
+from auditlib import connect_like, fixed_session
 
 # Edge values of each type. A plain string is a literal, one that begins with = an expression.
 VALUES = {
@@ -504,6 +504,31 @@ def test_dropped_and_added_columns(conn):
                            " WHERE relid = 'target'::regclass ORDER BY id").fetchall()
     assert layouts[0][1] == ["x", "k", "y", "z"]
     assert layouts[-1][1] == ["k", "Y", "d", "n", "l", "num", "char", "x"]
+
+
+def test_layouts_that_are_rolled_back(conn):
+    """The row of audit.relation is written with the first event of a layout, and goes with it; events that stay have theirs."""
+    conn.execute("CREATE TABLE target (k int PRIMARY KEY, a text); SELECT audit.enable('target')")
+    conn.execute("BEGIN; INSERT INTO target VALUES (0, 'gone'); ROLLBACK")
+    conn.execute("BEGIN; SAVEPOINT s; INSERT INTO target VALUES (0, 'gone'); ROLLBACK TO s; INSERT INTO target VALUES (1, 'a');"
+                 " COMMIT")
+    conn.execute("BEGIN; SAVEPOINT s; ALTER TABLE target ADD COLUMN b int DEFAULT 7; INSERT INTO target VALUES (0, 'gone', 1);"
+                 " ROLLBACK TO s; INSERT INTO target VALUES (2, 'a');"
+                 " ALTER TABLE target ADD COLUMN c int DEFAULT 8; INSERT INTO target VALUES (3, 'a', 9); COMMIT")
+    conn.execute("BEGIN; ALTER TABLE target RENAME TO other; INSERT INTO other VALUES (0, 'gone', 1); ROLLBACK")
+    conn.execute("INSERT INTO target VALUES (4, 'a', 9)")
+    found = auditlib.events(conn, "target")
+    assert [(e.resource_id, e.table_name, sorted(e.image)) for e in found] == [
+        ("1", "target", ["a", "k"]), ("2", "target", ["a", "k"]), ("3", "target", ["a", "c", "k"]),
+        ("4", "target", ["a", "c", "k"])]
+    # A prepared transaction may still be rolled back when its session goes on.
+    conn.execute("ALTER TABLE target ADD COLUMN d int")
+    conn.execute("BEGIN; INSERT INTO target VALUES (0, 'gone', 1, 1); PREPARE TRANSACTION 'layout %s'" % conn.info.dbname)
+    conn.execute("INSERT INTO target VALUES (5, 'a', 9, 9)")
+    conn.execute("ROLLBACK PREPARED 'layout %s'" % conn.info.dbname)
+    conn.execute("INSERT INTO target VALUES (6, 'a', 9, 9)")
+    assert [e.resource_id for e in auditlib.events(conn, "target")] == ["1", "2", "3", "4", "5", "6"]
+    auditlib.check_integrity(conn)
 
 
 def test_fast_default_of_a_dropped_column_and_of_toasted_rows(conn):

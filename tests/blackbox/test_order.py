@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 import auditlib
-from auditlib import changes, connect_like, events, replay
+from auditlib import connect_like, events, replay
 
 
 @pytest.fixture
@@ -276,6 +276,41 @@ def test_insert_on_conflict_that_waits(table):
         waiting.join()
         two.execute("COMMIT")
     assert [e.image["n"] for e in replay(table, "t") if e.resource_id == "1"] == ["\x001", "\x002", "\x007"]
+
+
+def test_update_that_waits_for_another(table):
+    """Under READ COMMITTED it goes on from the version that the other session left."""
+    table.execute("INSERT INTO t VALUES (1, 1, ''), (2, 1, '')")
+    with connect_like(table) as one, connect_like(table) as two:
+        one.execute("BEGIN; UPDATE t SET n = 10 WHERE id = 1")
+        two.execute("BEGIN; UPDATE t SET note = 'earlier' WHERE id = 2")
+        waiting = threading.Thread(target=two.execute, args=("UPDATE t SET note = 'two', n = n + 1",))
+        waiting.start()
+        one.execute("UPDATE t SET n = 20 WHERE id = 1; COMMIT")
+        waiting.join()
+        two.execute("COMMIT")
+    last = [e for e in replay(table, "t") if e.resource_id == "1"][-1]
+    assert last.image["n"] == "\x0021" and last.old_values == {"n": "\x0020", "note": ""}
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_isolation_levels(table, level):
+    """Auditing adds no conflict between sessions that have none, and takes none away."""
+    table.execute("CREATE TABLE u (id int PRIMARY KEY); SELECT audit.enable('u'); INSERT INTO t VALUES (1, 1, '')")
+    with connect_like(table) as one, connect_like(table) as two:
+        for session in (one, two):
+            session.execute("BEGIN ISOLATION LEVEL %s; SELECT 1" % level)
+        one.execute("SELECT * FROM t; INSERT INTO t VALUES (2, 1, '')")
+        two.execute("SELECT * FROM u; INSERT INTO u VALUES (1)")
+        one.execute("UPDATE t SET n = 2 WHERE id = 1; COMMIT")
+        two.execute("INSERT INTO u VALUES (2); COMMIT")
+        for session in (one, two):
+            session.execute("BEGIN ISOLATION LEVEL %s; SELECT n FROM t" % level)
+        one.execute("UPDATE t SET n = n + 1 WHERE id = 1; COMMIT")
+        with auditlib.sqlstate("40001"):
+            two.execute("UPDATE t SET n = n + 1 WHERE id = 1")
+        two.execute("ROLLBACK")
+    assert len(replay(table, "u")) == 2
 
 
 def test_prepared_transactions(table):

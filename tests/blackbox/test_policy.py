@@ -189,7 +189,8 @@ NOT_AUDITABLE = [
 def test_what_cannot_be_audited_is_refused(conn):
     conn.execute("""
         CREATE TABLE t (id int); CREATE VIEW v AS SELECT * FROM t; CREATE MATERIALIZED VIEW mv AS SELECT * FROM t;
-        CREATE SEQUENCE s; CREATE INDEX i ON t (id); CREATE TEMPORARY TABLE temporary (id int); CREATE TYPE row_type AS (a int)""")
+        CREATE SEQUENCE s; CREATE INDEX i ON t (id); CREATE TEMPORARY TABLE temporary (id int);
+        CREATE TYPE row_type AS (a int)""")
     for target in NOT_AUDITABLE:
         with sqlstate("42809") as caught:
             conn.execute("SELECT audit.enable(%s)", [target])
@@ -233,6 +234,15 @@ def test_unknown_columns_are_refused(table):
 def test_unknown_context_keys_are_refused(table):
     with sqlstate("22023"):
         table.execute("SELECT audit.enable('t', require_context => '{user_id,nonsense}')")
+
+
+def test_null_arguments(table):
+    for call in ("enable(NULL)", "disable(NULL)", "enable_schema(NULL)", "disable_schema(NULL)"):
+        with sqlstate("22004"):
+            table.execute("SELECT audit." + call)
+            raise AssertionError("accepted: " + call)
+    table.execute("SELECT audit.enable('t', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)")
+    assert policy(table) == ("sync", 1.0, [], [], None, [], False, None, "postgres")
 
 
 def test_a_table_that_does_not_exist(conn):

@@ -1,4 +1,4 @@
-"""Rights: who has them on the table alone can write it and gets his event, and can neither read nor write the log, nor switch anything."""
+"""Rights: who has them on the table alone can write it and gets his event, and can neither read nor write the log."""
 
 import pytest
 from auditlib import check_integrity, replay, sqlstate
@@ -39,10 +39,9 @@ def test_rights_on_the_table_suffice(conn, user):
 def test_insert_alone_suffices(conn, db, role):
     """The image needs no right to read the table; row security hides nothing from it."""
     name = role()
-    conn.execute(
-        f"""GRANT INSERT (id, n) ON t TO {name}; GRANT UPDATE (n) ON t TO {name}; ALTER TABLE t ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
-                     CREATE POLICY p ON t TO {name} USING (true) WITH CHECK (true)"""
-    )
+    conn.execute(f"""GRANT INSERT (id, n) ON t TO {name}; GRANT UPDATE (n) ON t TO {name};
+                     ALTER TABLE t ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+                     CREATE POLICY p ON t TO {name} USING (true) WITH CHECK (true)""")
     with db.connect(user=name) as session:
         session.execute("INSERT INTO t VALUES (1, 2); UPDATE t SET n = 3")
         with sqlstate(INSUFFICIENT_PRIVILEGE):
@@ -150,8 +149,9 @@ def test_functions_for_everybody_are_a_reviewed_list(conn, user):
         [user.info.user],
     ).fetchall()
     names = {row[0].split("(")[0] for row in granted}
-    assert names <= {"audit.set_context", "audit.clear_context", "audit.client_ip", "audit.merkle_root", "audit.capture"}, names
-    assert {"audit.set_context", "audit.clear_context", "audit.client_ip"} <= names
+    needed = {"audit.set_context", "audit.clear_context", "audit.client_ip"}
+    # The trigger function checks how it is called; partitions made by ordinary users take it over from their parent.
+    assert needed <= names <= needed | {"audit.merkle_root", "audit.capture"}, names
 
 
 def test_context_is_for_everybody(conn, user):
@@ -167,32 +167,35 @@ def test_context_is_for_everybody(conn, user):
 
 
 def test_names_of_the_users_own_do_not_reach_the_writer(conn, db, user):
-    """Functions, operators, casts, tables with the writer's names, first in the search path: none is called or written."""
+    """Functions, operators, tables with the writer's names, first in the search path: none is called or written."""
     name = user.info.user
     conn.execute(f"CREATE SCHEMA evil AUTHORIZATION {name}")
     user.execute("""
-        CREATE TABLE evil.caught (what text);
-        CREATE FUNCTION evil.trap(text) RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN INSERT INTO evil.caught VALUES ($1); RAISE 'trap %', $1; END $$;
-        CREATE FUNCTION evil.now() RETURNS timestamptz LANGUAGE sql AS $$ SELECT evil.trap('now'); SELECT clock_timestamp() $$;
+        CREATE FUNCTION evil.trap(text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE 'trap %', $1; END $$;
+        CREATE FUNCTION evil.now() RETURNS timestamptz LANGUAGE sql AS $$
+            SELECT evil.trap('now'); SELECT clock_timestamp() $$;
         CREATE FUNCTION evil.sha256(bytea) RETURNS bytea LANGUAGE sql AS $$ SELECT evil.trap('sha256'); SELECT $1 $$;
-        CREATE FUNCTION evil.to_jsonb(anyelement) RETURNS jsonb LANGUAGE sql AS $$ SELECT evil.trap('to_jsonb'); SELECT NULL::jsonb $$;
+        CREATE FUNCTION evil.to_jsonb(anyelement) RETURNS jsonb LANGUAGE sql AS $$
+            SELECT evil.trap('to_jsonb'); SELECT NULL::jsonb $$;
         CREATE FUNCTION evil.int4_eq(int, int) RETURNS bool LANGUAGE sql AS $$ SELECT evil.trap('='); SELECT true $$;
         CREATE OPERATOR evil.= (LEFTARG = int, RIGHTARG = int, FUNCTION = evil.int4_eq);
         CREATE FUNCTION evil.text_eq(text, text) RETURNS bool LANGUAGE sql AS $$ SELECT evil.trap('='); SELECT true $$;
         CREATE OPERATOR evil.= (LEFTARG = text, RIGHTARG = text, FUNCTION = evil.text_eq);
-        CREATE TABLE evil.event (LIKE t); CREATE TABLE evil.changeset (LIKE t); CREATE TABLE evil.policy (LIKE t); CREATE TABLE evil.relation (LIKE t);
-        CREATE TEMP TABLE event (id int); CREATE TEMP TABLE changeset (id int); CREATE TEMP TABLE policy (id int); CREATE TEMP TABLE relation (id int);
+        CREATE TABLE evil.event (LIKE t); CREATE TABLE evil.changeset (LIKE t);
+        CREATE TABLE evil.policy (LIKE t); CREATE TABLE evil.relation (LIKE t);
+        CREATE TEMP TABLE event (id int); CREATE TEMP TABLE changeset (id int);
+        CREATE TEMP TABLE policy (id int); CREATE TEMP TABLE relation (id int);
         CREATE TYPE evil.operation AS ENUM ('INSERT'); CREATE DOMAIN evil.jsonb AS int; CREATE DOMAIN evil.uuid AS int;
         SET search_path = evil, pg_temp, pg_catalog, public;
-        BEGIN; SELECT audit.set_context(user_id => 'ann'); INSERT INTO public.t VALUES (1, 0), (2, 0); UPDATE public.t SET n = 1 WHERE n IS NOT NULL; DELETE FROM public.t; TRUNCATE public.t;
+        BEGIN; SELECT audit.set_context(user_id => 'ann'); INSERT INTO public.t VALUES (1, 0), (2, 0);
+        UPDATE public.t SET n = 1 WHERE n IS NOT NULL; DELETE FROM public.t; TRUNCATE public.t;
         SELECT audit.clear_context(); COMMIT""")
-    assert user.execute("SELECT count(*) FROM evil.caught").fetchone() == (0,)
     assert conn.execute("SELECT count(*) FROM audit.event").fetchone() == (7,)
     check_integrity(conn)
 
 
 def test_superusers_own_calls_do_not_resolve_to_a_users_names(conn, db, user):
-    """A superuser with a user's schema first in his path enables, reads and disables without running that user's code."""
+    """A superuser with a user's schema first in his path enables, reads, disables, and runs none of the user's code."""
     name = user.info.user
     conn.execute(f"CREATE SCHEMA evil AUTHORIZATION {name}")
     user.execute("""
@@ -250,7 +253,7 @@ def test_reader(conn, db, role, user):
 
 
 def test_admin(conn, db, role, user):
-    """An audit administrator enables and disables, on tables that are not his too, and cannot touch what is recorded."""
+    """An audit administrator enables and disables, on others' tables too, and cannot touch what is recorded."""
     name = role()
     conn.execute(
         f"SELECT audit.grant_admin('{name}'); CREATE TABLE other (id int PRIMARY KEY); INSERT INTO other VALUES (1)"
@@ -287,7 +290,7 @@ def test_admin(conn, db, role, user):
 
 
 def test_future_tables_of_a_user_in_an_enabled_schema(conn, db, role):
-    """The event trigger works with the rights it needs: a user without any on the audit schema creates an audited table."""
+    """The event trigger works with rights of its own: a user without any on the audit schema creates audited tables."""
     name = role()
     conn.execute(f"CREATE SCHEMA app AUTHORIZATION {name}; SELECT audit.enable_schema('app')")
     with db.connect(user=name) as owner:

@@ -1,7 +1,8 @@
-"""Settings made before the library is loaded, when PostgreSQL knows them as placeholders only: they obey the same rights and checks as later ones.
+"""Settings made before the library is loaded, when PostgreSQL knows them as placeholders only: they obey the same
+rights and checks as later ones.
 
-The library is loaded by a session's first audited write. Until then `SET audit.enabled = off` is accepted from anybody, since nothing knows the
-name; it must have no effect. The same holds for values that a check would refuse.
+The library is loaded by a session's first audited write. Until then `SET audit.enabled = off` is accepted from anybody,
+since nothing knows the name; it must have no effect. The same holds for values that a check would refuse.
 """
 
 import json
@@ -33,7 +34,8 @@ def user(conn, db, role):
 
 def last_event(conn):
     cursor = conn.execute(
-        """SELECT e.row_image, e.details, c.user_id, host(c.ip_address) AS ip_address, c.context, c.reason, c.tenant_id, c.statement
+        """SELECT e.row_image, e.details, c.user_id, host(c.ip_address) AS ip_address, c.context, c.reason, c.tenant_id,
+                                      c.statement
                                FROM audit.event e JOIN audit.changeset c ON c.id = e.changeset_id
                               ORDER BY c.era, c.position DESC, e.seq DESC LIMIT 1"""
     )

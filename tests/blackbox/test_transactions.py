@@ -249,10 +249,8 @@ def test_random_transactions(conn, seed):
             elif kind == "truncate" and some < 8:
                 conn.execute(f"TRUNCATE {table}")
             elif kind == "caught":
-                conn.execute(
-                    f"""DO $$ BEGIN INSERT INTO {table} VALUES ({some + 50}, 1) ON CONFLICT DO NOTHING;
-                                              UPDATE {table} SET n = n / (n - n); EXCEPTION WHEN division_by_zero THEN NULL; END $$"""
-                )
+                conn.execute(f"""DO $$ BEGIN INSERT INTO {table} VALUES ({some + 50}, 1) ON CONFLICT DO NOTHING;
+                        UPDATE {table} SET n = n / (n - n); EXCEPTION WHEN division_by_zero THEN NULL; END $$""")
             elif kind == "both":
                 conn.execute(
                     f"WITH a AS (UPDATE t SET n = n + 1 WHERE id = {some} RETURNING id) "
@@ -333,13 +331,17 @@ def test_trigger_that_fails_amid_a_bulk_statement(conn):
         conn.execute("""
             BEGIN;
             INSERT INTO t VALUES (1);
-            DO $$ BEGIN INSERT INTO t SELECT generate_series(2, 3000); EXCEPTION WHEN SQLSTATE 'P0042' THEN NULL; END $$;
+            DO $$ BEGIN
+                INSERT INTO t SELECT generate_series(2, 3000);
+            EXCEPTION WHEN SQLSTATE 'P0042' THEN NULL;
+            END $$;
             INSERT INTO t VALUES (2);
             COMMIT""")
 
 
 def test_events_of_a_statement_are_not_lost_with_an_inner_subtransaction(conn):
-    """A row trigger writes another audited table in a block that is rolled back for every other row, while the outer statement has
+    """A row trigger writes another audited table in a block that is rolled back for every other row, while the outer
+    statement has
     more events under way than memory holds at once. What is flushed there must not go with the inner block."""
     conn.execute("""
         CREATE FUNCTION inner_block() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -496,10 +498,10 @@ def test_procedure_commits_and_rolls_back(conn):
 def test_procedure_that_loops_over_a_cursor(conn):
     conn.execute("INSERT INTO t SELECT i, 0 FROM generate_series(1, 200) i")
     with changes(conn, "t", UPDATE=200):
-        conn.execute(
-            """DO $$ DECLARE r record;
-            BEGIN FOR r IN SELECT id FROM t ORDER BY id LOOP UPDATE t SET n = n + 1 WHERE id = r.id; COMMIT; END LOOP; END $$"""
-        )
+        conn.execute("""DO $$ DECLARE r record;
+            BEGIN
+                FOR r IN SELECT id FROM t ORDER BY id LOOP UPDATE t SET n = n + 1 WHERE id = r.id; COMMIT; END LOOP;
+            END $$""")
 
 
 def test_commit_and_chain(conn):
@@ -516,16 +518,15 @@ def test_commit_and_chain(conn):
 
 
 def deferred_copy(conn):
-    conn.execute(
-        """
+    conn.execute("""
         CREATE FUNCTION copy_to_u() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
             IF NEW.n = 13 THEN RAISE 'no' USING ERRCODE = 'P0042'; END IF;
             INSERT INTO u VALUES (NEW.id, NEW.n);
             RETURN NULL;
         END $$;
-        CREATE CONSTRAINT TRIGGER copy_to_u AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION copy_to_u()"""
-    )
+        CREATE CONSTRAINT TRIGGER copy_to_u AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION copy_to_u()""")
 
 
 def test_deferred_trigger_writes_at_commit(conn):
@@ -541,12 +542,11 @@ def test_deferred_trigger_writes_at_commit(conn):
 
 def test_deferred_trigger_that_writes_into_a_table_with_a_deferred_trigger(conn):
     deferred_copy(conn)
-    conn.execute(
-        """
+    conn.execute("""
         CREATE FUNCTION further() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN IF NEW.id < 20 THEN INSERT INTO t VALUES (NEW.id + 1, 0); END IF; RETURN NULL; END $$;
-        CREATE CONSTRAINT TRIGGER further AFTER INSERT ON u DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION further()"""
-    )
+        CREATE CONSTRAINT TRIGGER further AFTER INSERT ON u DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION further()""")
     with changes(conn, "t", "u", INSERT=40):
         conn.execute("INSERT INTO t VALUES (1, 0)")
 
@@ -620,20 +620,24 @@ def test_context_first_used_in_what_is_rolled_back(conn):
 
 def test_hundreds_of_contexts_in_a_transaction(conn):
     with changes(conn, "t", INSERT=500, UPDATE=500):
-        conn.execute(
-            """DO $$ BEGIN
-            FOR i IN 1 .. 500 LOOP PERFORM audit.set_context(request_id => 'r' || i); INSERT INTO t VALUES (i, 0); END LOOP;
-            FOR i IN 1 .. 500 LOOP PERFORM audit.set_context(request_id => 'r' || i); UPDATE t SET n = i WHERE id = i; END LOOP; END $$"""
-        )
+        conn.execute("""DO $$ BEGIN
+            FOR i IN 1 .. 500 LOOP
+                PERFORM audit.set_context(request_id => 'r' || i); INSERT INTO t VALUES (i, 0);
+            END LOOP;
+            FOR i IN 1 .. 500 LOOP
+                PERFORM audit.set_context(request_id => 'r' || i); UPDATE t SET n = i WHERE id = i;
+            END LOOP; END $$""")
     assert log_size(conn) == (500, 1000)
     assert value(conn, "SELECT count(*) FROM audit.changeset WHERE event_count = 2") == 500
 
 
 def test_context_changes_within_a_statement(conn):
-    """A function in the statement sets the context for what comes after it; the events know the one at their capture."""
+    """A trigger sets the context for what comes after it; events know the one at their capture."""
     conn.execute("""
         CREATE FUNCTION as_user() RETURNS trigger LANGUAGE plpgsql AS $$
-        BEGIN PERFORM audit.set_context(user_id => 'user ' || NEW.id); INSERT INTO u VALUES (NEW.id); RETURN NULL; END $$;
+        BEGIN
+            PERFORM audit.set_context(user_id => 'user ' || NEW.id); INSERT INTO u VALUES (NEW.id); RETURN NULL;
+        END $$;
         CREATE TRIGGER as_user AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION as_user()""")
     conn.execute("INSERT INTO t VALUES (1), (2), (3)")
     assert [(event.table_name, event.resource_id, event.user_id) for event in events(conn, "u")] == [

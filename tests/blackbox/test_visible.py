@@ -29,9 +29,12 @@ def test_after_each_statement(conn, db):
     conn.execute("TRUNCATE t")
     assert [row[0] for row in log(conn)] == ["INSERT", "UPDATE", "DELETE", "TRUNCATE"]
     row = conn.execute(
-        """SELECT user_id, tenant_id, request_id, session_id, host(ip_address), user_agent, reason, context, session_role, effective_role,
-                                 xid::text = pg_current_xact_id()::text, application_name IS NOT DISTINCT FROM nullif(current_setting('application_name'), ''), status::text, new_row
-                            FROM audit.log WHERE operation = 'INSERT'"""
+        """SELECT user_id, tenant_id, request_id, session_id, host(ip_address), user_agent, reason, context,
+                  session_role, effective_role,
+                  xid::text = pg_current_xact_id()::text,
+                  application_name IS NOT DISTINCT FROM nullif(current_setting('application_name'), ''),
+                  status::text, new_row
+             FROM audit.log WHERE operation = 'INSERT'"""
     ).fetchone()
     assert row == (
         "ann",
@@ -118,7 +121,8 @@ def test_in_a_deferred_trigger(conn):
         CREATE TABLE seen (events int, user_id text);
         CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN INSERT INTO seen SELECT count(*), min(user_id) FROM audit.log; RETURN NULL; END $$;
-        CREATE CONSTRAINT TRIGGER look AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION look();
+        CREATE CONSTRAINT TRIGGER look AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION look();
         BEGIN; SET LOCAL audit.user_id = 'ann'; INSERT INTO t VALUES (1), (2); COMMIT""")
     assert conn.execute("SELECT * FROM seen").fetchall() == [(2, "ann"), (2, "ann")]
 

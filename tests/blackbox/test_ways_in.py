@@ -155,6 +155,19 @@ def test_merge_that_does_nothing(account):
                             WHEN MATCHED THEN DO NOTHING WHEN NOT MATCHED THEN DO NOTHING""")
 
 
+def test_merge_of_later_versions(account):
+    if account.info.server_version < 170000:
+        pytest.skip("WHEN NOT MATCHED BY SOURCE and RETURNING came with version 17")
+    with changes(account, "account", UPDATE=1, DELETE=1, INSERT=1):
+        rows = account.execute(
+            """MERGE INTO account a USING other o ON a.id = o.id
+                WHEN MATCHED AND a.id = 2 THEN UPDATE SET balance = o.amount
+                WHEN NOT MATCHED BY SOURCE THEN DELETE
+                WHEN NOT MATCHED BY TARGET THEN INSERT VALUES (o.id, 'merged', o.amount)
+                RETURNING merge_action(), a.id""").fetchall()
+    assert sorted(rows) == [("DELETE", 1), ("INSERT", 4), ("UPDATE", 2)]
+
+
 def test_on_conflict_do_update(account):
     with changes(account, "account", UPDATE=1, INSERT=1) as made:
         account.execute(
@@ -333,7 +346,8 @@ def test_foreign_key_on_update(conn, action):
         CREATE TABLE child (id int PRIMARY KEY, parent_id int DEFAULT 1 REFERENCES parent ON UPDATE %s);
         CREATE TABLE unaudited_child (id int, parent_id int REFERENCES parent ON UPDATE %s);
         SELECT audit.enable('parent'), audit.enable('child');
-        INSERT INTO parent VALUES (1), (2); INSERT INTO child VALUES (1, 2), (2, 2), (3, 1)""" % (action, action.replace("SET DEFAULT", "CASCADE")))
+        INSERT INTO parent VALUES (1), (2); INSERT INTO child VALUES (1, 2), (2, 2), (3, 1)"""
+                 % (action, action.replace("SET DEFAULT", "CASCADE")))
     with changes(conn, "parent", "child", UPDATE=3):
         conn.execute("UPDATE parent SET id = 20 WHERE id = 2")
 
@@ -707,18 +721,23 @@ def test_logical_replication(db, conn, new_db):
     source = publisher.connect()
     table = "CREATE TABLE item (id int PRIMARY KEY, v text, big text)"
     source.execute(table)
+    source.execute("CREATE TABLE spread (id int, region text, PRIMARY KEY (id, region))")
     source.execute("INSERT INTO item VALUES (1, 'initial', NULL), (2, 'initial', repeat('x', 100000))")
-    source.execute("CREATE PUBLICATION pub FOR TABLE item")
+    source.execute("CREATE PUBLICATION pub FOR TABLE item, spread")
     slot = db.name + "_slot"
     source.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [slot])
     try:
         conn.execute(table + "; SELECT audit.enable('item')")
+        conn.execute("""CREATE TABLE spread (id int, region text, PRIMARY KEY (id, region)) PARTITION BY LIST (region);
+                        CREATE TABLE spread_n PARTITION OF spread FOR VALUES IN ('n');
+                        CREATE TABLE spread_s PARTITION OF spread FOR VALUES IN ('s');
+                        SELECT audit.enable('spread')""")
         with changes(conn, "item", INSERT=2 + 1000, UPDATE=3, DELETE=1) as made:
             conn.execute("CREATE SUBSCRIPTION %s_sub CONNECTION 'host=%s port=%s dbname=%s user=postgres' PUBLICATION pub"
                          " WITH (create_slot = false, slot_name = '%s')"
                          % (db.name, db.cluster.socket_dir, db.cluster.port, publisher.name, slot))
             await_condition(lambda: conn.execute("SELECT count(*) FROM pg_subscription_rel WHERE srsubstate = 'r'")
-                            .fetchone()[0] == 1)
+                            .fetchone()[0] == 2)
             source.execute("UPDATE item SET v = 'streamed' WHERE id = 1")
             source.execute("UPDATE item SET v = 'toast not sent', id = 22 WHERE id = 2")
             with source.transaction():
@@ -727,6 +746,10 @@ def test_logical_replication(db, conn, new_db):
             source.execute("DELETE FROM item WHERE id = 1")
             await_condition(lambda: conn.execute("SELECT count(*) FROM item").fetchone()[0] == 1001)
         assert {e.origin for e in made.events} == {"trigger"}
+        with changes(conn, "spread", INSERT=3, DELETE=1):  # a row that moves is a DELETE and an INSERT
+            source.execute("INSERT INTO spread VALUES (1, 'n'), (2, 's')")
+            source.execute("UPDATE spread SET region = 's' WHERE id = 1")
+            await_condition(lambda: conn.execute("SELECT count(*) FROM spread_s").fetchone()[0] == 2)
         with changes(conn, "item", TRUNCATE=1):
             source.execute("TRUNCATE item")
             await_condition(lambda: conn.execute("SELECT count(*) FROM item").fetchone()[0] == 0)
