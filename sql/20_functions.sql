@@ -39,6 +39,16 @@ CREATE FUNCTION pending_changesets() RETURNS SETOF changeset
     LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 1 AS 'MODULE_PATHNAME', 'audit_pending_changesets';
 COMMENT ON FUNCTION pending_changesets() IS 'This transaction''s own changesets, before they are written: without position, salt and checksum.';
 
+CREATE FUNCTION changeset_time(changeset_id uuid) RETURNS timestamptz
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT 'epoch'::timestamptz
+           + ((('x' || pg_catalog.substr(pg_catalog.replace(changeset_id::text, '-', ''), 1, 12))::bit(48)::bigint * 1000
+               + (('x' || pg_catalog.substr(changeset_id::text, 16, 3))::bit(12)::int * 1000) / 4096)
+              * interval '1 microsecond');
+END;
+COMMENT ON FUNCTION changeset_time(uuid) IS 'The occurred_at that a changeset''s id was made from, to the microsecond: what finds a changeset by its id.';
+
 CREATE FUNCTION canonical(changeset_id uuid, seq int) RETURNS text
     LANGUAGE sql STABLE STRICT PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
@@ -64,7 +74,7 @@ BEGIN ATOMIC
                c.application_name, c.client_addr, c.client_port, c.backend_pid, c.statement, c.origin,
                c.event_count, pg_catalog.encode(c.events_root, 'hex'))::text
       FROM audit.changeset c
-     WHERE c.id = canonical.changeset_id;
+     WHERE c.id = canonical.changeset_id AND c.occurred_at = audit.changeset_time(canonical.changeset_id);
 END;
 COMMENT ON FUNCTION canonical(uuid) IS 'Text that a changeset''s checksum is taken over, after its salt: docs/format.md. NULL where there is no such changeset.';
 
@@ -81,7 +91,7 @@ BEGIN ATOMIC
                    AND (SELECT pg_catalog.count(*) = c.event_count
                                AND audit.merkle_root(pg_catalog.array_agg(m.checksum ORDER BY m.seq)) = c.events_root
                           FROM audit.event m WHERE m.changeset_id = c.id))
-      FROM audit.event e JOIN audit.changeset c ON c.id = e.changeset_id
+      FROM audit.event e JOIN audit.changeset c ON c.id = e.changeset_id AND c.occurred_at = e.occurred_at
      WHERE e.changeset_id = verify_event.changeset_id AND e.seq = verify_event.seq;
 END;
 COMMENT ON FUNCTION verify_event(uuid, int) IS 'Whether an event is as it was written: its checksum, its changeset''s, and its place in the changeset''s Merkle root. False where there is no such event.';
@@ -124,7 +134,7 @@ CREATE FUNCTION grant_reader(role regrole) RETURNS void
 AS $$
 BEGIN
     EXECUTE format('GRANT SELECT ON audit.log, audit.changeset, audit.event, audit.relation, audit.ledger, audit.policy, audit.schema_policy TO %s', role);
-    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.pending_changesets(), audit.canonical(uuid, int), audit.canonical(uuid), audit.verify_event(uuid, int), audit.merkle_root(bytea[]) TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.pending_changesets(), audit.changeset_time(uuid), audit.canonical(uuid, int), audit.canonical(uuid), audit.verify_event(uuid, int), audit.merkle_root(bytea[]) TO %s', role);
 END
 $$;
 COMMENT ON FUNCTION grant_reader(regrole) IS 'Lets a role read the log and check its records.';

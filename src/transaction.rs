@@ -205,7 +205,12 @@ pub fn before_commit() -> Result<(), Error> {
         log_table::insert(&store::CHANGESET, changeset.occurred_at, &mut batch)?;
         batch.clear(KEEP_BYTES);
     }
-    STATE.with_borrow_mut(|state| state.spare = Some(batch));
+    STATE.with_borrow_mut(|state| {
+        state.spare = Some(batch);
+        // Only for its memory.
+        state.changesets = changesets;
+        state.changesets.clear();
+    });
     Ok(())
 }
 

@@ -42,8 +42,8 @@ class Driver:
     def all_tests(self) -> list[str]:
         return sorted(path.stem for path in (self.home / self.folder).glob(f"*{self.suffix}"))
 
-    def run(self, test: str) -> str | None:
-        """None if it passes, else what went wrong."""
+    def run(self, test: str) -> tuple[str | None, bool]:
+        """What went wrong, None if nothing did, and whether the server survived it."""
         dbname = f"{self.home.name}_{test.replace('-', '_')}"
         self.cluster.create_db(dbname, TEMPLATE)
         logged = len(self.cluster.log)
@@ -59,13 +59,13 @@ class Driver:
         log = self.cluster.log[logged:]
         if "was terminated by signal" in log:
             self.cluster.await_ready()
-            return done.stdout + log[-4000:]
+            return done.stdout + log[-4000:], False
         self.cluster.drop_db(dbname)
         if done.returncode == 0:
-            return None
+            return None, True
         differences = self.output / "regression.diffs"
         text = differences.read_text(errors="replace") if differences.exists() else ""
-        return text or done.stdout
+        return text or done.stdout, True
 
     def accept(self, test: str) -> None:
         expected = self.home / "expected"
@@ -92,8 +92,8 @@ def main() -> int:
         cluster.create_db(TEMPLATE)
         cluster.psql("CREATE EXTENSION audit_ext", TEMPLATE)
         for test in options.tests or driver.all_tests():
-            trouble = driver.run(test)
-            if trouble is not None and options.accept:
+            trouble, survived = driver.run(test)
+            if trouble is not None and survived and options.accept:
                 driver.accept(test)
                 print(f"  accepted  {test}", flush=True)
             elif trouble is not None:

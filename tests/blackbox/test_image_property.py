@@ -316,7 +316,8 @@ class Case:
             text = "%s %s" % (identifier(name), kind.name)
             columns.append(text)
         if r.random() < 0.2:
-            columns.append("generated text GENERATED ALWAYS AS ('k' || k) STORED")
+            kind = r.choice(["STORED", "VIRTUAL"]) if self.conn.info.server_version >= 180000 else "STORED"
+            columns.append("generated text GENERATED ALWAYS AS ('k' || k) " + kind)
         r.shuffle(columns)
         self.conn.execute("CREATE TABLE public.target (%s)" % ", ".join(columns))
         for name, kind in self.columns.items():

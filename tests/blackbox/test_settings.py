@@ -142,38 +142,39 @@ def write(session, way, statement):
         session.execute(statement)
 
 
+# Setting, a value that would lessen what is recorded, the default.
+WEAKENED = [
+    ("audit.enabled", "off", "on"),
+    ("audit.log_soft_deletes", "off", "on"),
+    ("audit.max_value_bytes", "1", "0"),
+    ("audit.log_statement", "on", "off"),
+]
+
+
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(
-    "name, value",
-    [
-        ("audit.enabled", "off"),
-        ("audit.log_soft_deletes", "off"),
-        ("audit.max_value_bytes", "1"),
-        ("audit.log_statement", "on"),
-    ],
-)
-def test_ordinary_user_cannot_change_what_is_recorded(conn, db, user, way, name, value):
+def test_ordinary_user_cannot_change_what_is_recorded(conn, db, user, way):
+    for name, value, default in WEAKENED:
+        attempt_to_weaken(conn, db, user, way, name, value, default)
+    check_integrity(conn)
+
+
+def attempt_to_weaken(conn, db, user, way, name, value, default):
+    (before,) = conn.execute("SELECT count(*) FROM audit.event").fetchone()
     try:
         session = way(db, user, name, value)
     except psycopg.Error as error:
         assert error.sqlstate == INSUFFICIENT_PRIVILEGE
         session = db.connect(user=user)
         way = None
-    write(session, way, "INSERT INTO t (v) VALUES ('a value')")
-    write(session, way, "UPDATE t SET deleted = true")
+    write(session, way, f"INSERT INTO t (v) VALUES ('{name}')")
+    write(session, way, f"UPDATE t SET deleted = true WHERE v = '{name}'")
     session.execute("COMMIT")
-    default = {
-        "audit.enabled": "on",
-        "audit.log_soft_deletes": "on",
-        "audit.max_value_bytes": "0",
-        "audit.log_statement": "off",
-    }[name]
     assert session.execute(f"SHOW {name}").fetchone() == (default,)
     event = last_event(conn)
-    assert event["row_image"] == {"id": 1, "v": "a value", "deleted": True}
+    assert (event["row_image"]["v"], event["row_image"]["deleted"]) == (name, True)
     assert event["details"] == {"soft_delete": True}
     assert event["statement"] is None
-    assert conn.execute("SELECT count(*) FROM audit.event").fetchone() == (2,)
+    assert conn.execute("SELECT count(*) FROM audit.event").fetchone() == (before + 2,)
     # Now that the library is loaded, each attempt is refused.
     for attempt in (
         f"SET {name} = {quoted(value)}",
@@ -190,8 +191,8 @@ def test_ordinary_user_cannot_change_what_is_recorded(conn, db, user, way, name,
     session.execute("RESET ALL")
     session.execute("DISCARD ALL")
     session.execute("INSERT INTO t (v) VALUES ('b')")
-    assert conn.execute("SELECT count(*) FROM audit.event").fetchone() == (3,)
-    check_integrity(conn)
+    assert conn.execute("SELECT count(*) FROM audit.event").fetchone() == (before + 3,)
+    session.close()
 
 
 MALFORMED = [
