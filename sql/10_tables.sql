@@ -148,7 +148,8 @@ CREATE TABLE event (
 ) PARTITION BY RANGE (occurred_at);
 CREATE TABLE event_default PARTITION OF event DEFAULT;
 CREATE INDEX event_changeset_id_idx ON event (changeset_id);
-CREATE INDEX event_resource_id_idx ON event (relation_id, resource_id);
+-- The row's key first: it nearly always decides a comparison alone.
+CREATE INDEX event_resource_id_idx ON event (resource_id, relation_id);
 COMMENT ON TABLE event IS 'One recorded fact: a row change, a failure, an application action. Written by the statement that it records; append-only.';
 COMMENT ON COLUMN event.occurred_at IS 'The changeset''s occurred_at.';
 COMMENT ON COLUMN event.seq IS 'Counts the events of the transaction, from 0, without gaps.';

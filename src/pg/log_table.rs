@@ -48,6 +48,8 @@ struct Leaf {
 struct LeafIndex {
     oid: pg_sys::Oid,
     info: *mut pg_sys::IndexInfo,
+    /// Attribute numbers of an index on plain columns, and the highest of them.
+    columns: Option<(Vec<usize>, i32)>,
     unique: bool,
     filter: Filter,
 }
@@ -250,16 +252,7 @@ impl Leaf {
                     if !index.holds(slot, &expressions) {
                         continue;
                     }
-                    if !expressions.state.is_null() {
-                        expressions.point_at(slot);
-                    }
-                    pg_sys::FormIndexDatum(
-                        index.info,
-                        slot,
-                        expressions.state,
-                        values.as_mut_ptr(),
-                        nulls.as_mut_ptr(),
-                    );
+                    index.form_key(slot, &expressions, &mut values, &mut nulls);
                     pg_sys::index_insert(
                         relation,
                         values.as_mut_ptr(),
@@ -288,6 +281,34 @@ impl Drop for Leaf {
 }
 
 impl LeafIndex {
+    /// `FormIndexDatum`, with a short way for plain columns.
+    unsafe fn form_key(
+        &self,
+        slot: *mut pg_sys::TupleTableSlot,
+        expressions: &Expressions,
+        values: &mut [pg_sys::Datum],
+        nulls: &mut [bool],
+    ) {
+        // SAFETY: the slot holds a tuple of the table, whose columns the index names; the arrays have room for as many
+        // columns as an index can have.
+        unsafe {
+            if let Some((columns, last)) = &self.columns {
+                if i32::from((*slot).tts_nvalid) < *last {
+                    pg_sys::slot_getsomeattrs_int(slot, *last);
+                }
+                for (position, column) in columns.iter().enumerate() {
+                    values[position] = *(*slot).tts_values.add(column - 1);
+                    nulls[position] = *(*slot).tts_isnull.add(column - 1);
+                }
+                return;
+            }
+            if !expressions.state.is_null() {
+                expressions.point_at(slot);
+            }
+            pg_sys::FormIndexDatum(self.info, slot, expressions.state, values.as_mut_ptr(), nulls.as_mut_ptr());
+        }
+    }
+
     unsafe fn holds(&self, slot: *mut pg_sys::TupleTableSlot, state: &Expressions) -> bool {
         match self.filter {
             Filter::All => true,
@@ -401,10 +422,24 @@ unsafe fn indexes(relation: pg_sys::Relation) -> Vec<LeafIndex> {
                 let info = pg_sys::BuildIndexInfo(index);
                 let unique = (*(*index).rd_index).indisunique;
                 pg_sys::index_close(index, pg_sys::NoLock as i32);
-                (*info).ii_ReadyForInserts.then(|| LeafIndex { oid, info, unique, filter: filter_of(info) })
+                (*info).ii_ReadyForInserts.then(|| LeafIndex {
+                    oid,
+                    info,
+                    columns: plain_columns(info),
+                    unique,
+                    filter: filter_of(info),
+                })
             })
             .collect()
     }
+}
+
+unsafe fn plain_columns(info: *mut pg_sys::IndexInfo) -> Option<(Vec<usize>, i32)> {
+    // SAFETY: the array holds as many numbers as the index has columns; 0 stands for an expression.
+    let numbers = unsafe { &(&(*info).ii_IndexAttrNumbers)[..(*info).ii_NumIndexAttrs as usize] };
+    let columns: Option<Vec<usize>> = numbers.iter().map(|&n| usize::try_from(n).ok().filter(|&n| n > 0)).collect();
+    let last = numbers.iter().max().copied().unwrap_or(0);
+    columns.map(|columns| (columns, i32::from(last)))
 }
 
 unsafe fn filter_of(info: *mut pg_sys::IndexInfo) -> Filter {

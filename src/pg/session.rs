@@ -19,6 +19,18 @@ pub fn switch_off_backtraces() {
     unsafe { std::env::set_var("RUST_LIB_BACKTRACE", "0") };
 }
 
+/// Functions that read a variable of the backend and cannot fail: without the guard for errors, which costs more than
+/// they do and is paid for each row.
+mod unguarded {
+    use pgrx::pg_sys;
+
+    unsafe extern "C-unwind" {
+        pub fn GetSessionUserId() -> pg_sys::Oid;
+        pub fn GetUserId() -> pg_sys::Oid;
+        pub fn GetCurrentSubTransactionId() -> pg_sys::SubTransactionId;
+    }
+}
+
 /// Who the change is made as: the session's role and the one in effect.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Roles {
@@ -28,7 +40,7 @@ pub struct Roles {
 
 pub fn roles() -> Roles {
     // SAFETY: reads of backend variables; a transaction is under way.
-    unsafe { Roles { session: pg_sys::GetSessionUserId(), effective: pg_sys::GetUserId() } }
+    unsafe { Roles { session: unguarded::GetSessionUserId(), effective: unguarded::GetUserId() } }
 }
 
 thread_local! {
@@ -128,7 +140,7 @@ pub fn unix_usecs(timestamp: i64) -> i64 {
 
 pub fn current_subtransaction() -> u32 {
     // SAFETY: a read of the transaction state.
-    unsafe { pg_sys::GetCurrentSubTransactionId() }
+    unsafe { unguarded::GetCurrentSubTransactionId() }
 }
 
 pub fn current_command() -> u32 {

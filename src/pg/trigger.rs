@@ -17,6 +17,12 @@ pub enum Kind {
     Statement,
 }
 
+unsafe extern "C-unwind" {
+    // access/htup_details.h. Without pgrx's guard for errors: they look up memory and cannot fail.
+    fn HeapTupleHeaderGetCmin(tuple: pg_sys::HeapTupleHeader) -> pg_sys::CommandId;
+    fn HeapTupleHeaderGetCmax(tuple: pg_sys::HeapTupleHeader) -> pg_sys::CommandId;
+}
+
 pub struct Call {
     data: *mut pg_sys::TriggerData,
     function: pg_sys::Oid,
@@ -100,9 +106,9 @@ impl Call {
         // SAFETY: for a heap the tuples that the executor passes are the stored ones, made by this transaction.
         unsafe {
             match self.kind {
-                Kind::Insert if is_heap => pg_sys::HeapTupleHeaderGetCmin((*(*self.data).tg_trigtuple).t_data),
-                Kind::Update if is_heap => pg_sys::HeapTupleHeaderGetCmin((*(*self.data).tg_newtuple).t_data),
-                Kind::Delete if is_heap => pg_sys::HeapTupleHeaderGetCmax((*(*self.data).tg_trigtuple).t_data),
+                Kind::Insert if is_heap => HeapTupleHeaderGetCmin((*(*self.data).tg_trigtuple).t_data),
+                Kind::Update if is_heap => HeapTupleHeaderGetCmin((*(*self.data).tg_newtuple).t_data),
+                Kind::Delete if is_heap => HeapTupleHeaderGetCmax((*(*self.data).tg_trigtuple).t_data),
                 _ => super::session::current_command(),
             }
         }
