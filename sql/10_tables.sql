@@ -147,7 +147,8 @@ CREATE TABLE event (
     resource     text
 ) PARTITION BY RANGE (occurred_at);
 CREATE TABLE event_default PARTITION OF event DEFAULT;
-CREATE INDEX event_changeset_id_idx ON event (changeset_id);
+-- Not deduplicated: that costs a bulk statement more than the bytes it saves.
+CREATE INDEX event_changeset_id_idx ON event (changeset_id) WITH (deduplicate_items = off);
 -- The row's key first: it nearly always decides a comparison alone.
 CREATE INDEX event_resource_id_idx ON event (resource_id, relation_id);
 COMMENT ON TABLE event IS 'One recorded fact: a row change, a failure, an application action. Written by the statement that it records; append-only.';

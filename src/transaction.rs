@@ -24,9 +24,9 @@ use crate::pg::tuple::Batch;
 use crate::pg::{guc, log_table};
 use crate::{gucs, store};
 
-/// Events wait for the end of the statement up to this many bytes, then they are inserted: enough for a few hundred
+/// Events wait for the end of the statement up to this many bytes, then they are inserted: enough for a hundred
 /// events in one multi-insert, and small beside what a backend uses anyway.
-const BATCH_BYTES: usize = 256 * 1024;
+const BATCH_BYTES: usize = 64 * 1024;
 /// Memory kept between statements.
 const KEEP_BYTES: usize = 1024 * 1024;
 

@@ -170,7 +170,6 @@ def test_log_is_damaged_between_the_statement_and_its_commit(conn, witness, dama
         "event partition detached",
         "event column added",
         "event column renamed",
-        "event table renamed",
         "changeset table dropped",
         "changeset partition detached",
         "changeset column added",
@@ -253,9 +252,9 @@ def test_log_with_additions_is_written_rightly_or_not_at_all(conn, db, witness, 
         try:
             writer.execute(write)
         except psycopg.Error as error:
-            assert not error.sqlstate.startswith("XX"), error
+            assert error.sqlstate and not error.sqlstate.startswith("XX"), error
             writer.rollback()
-        replay(conn, "t")
+    replay(conn, "t")
     check_integrity(conn, ask_extension=False)
     for index in (True, False):
         conn.execute(
@@ -320,8 +319,8 @@ def test_small_tables_altered(conn, db, witness, damage):
     """The tables that the writer reads: other columns than it knows are refused, not misread; and a column that the
     policy leaves out stays out."""
     conn.execute("SELECT audit.enable('t', exclude_columns => '{v}')")
+    conn.execute("ALTER TABLE t ADD COLUMN more int")
     conn.execute(RELEASE + damage)
-    conn.execute("ALTER TABLE t ADD COLUMN a_new_layout int")
     session = db.connect()
     before = rows(session)
     try:
@@ -408,7 +407,7 @@ def test_no_space(new_cluster, full):
     cluster.stop()
     mount_point = cluster.scratch / "small"
     cluster.run(["mkdir", mount_point])
-    if not enter_namespace(cluster, mount_point, "4m"):
+    if not enter_namespace(cluster, mount_point, "1m"):
         pytest.skip("this kernel grants no user namespaces")
     conn, witness = cluster.connect(), cluster.connect()
     conn.execute(
@@ -665,7 +664,7 @@ def limit(db, session, megabytes):
         "UPDATE t SET v = upper(v) WHERE id = 1",
         "UPDATE t SET n = n + 1 WHERE id = 1",
         "DELETE FROM t WHERE id = 1",
-        "INSERT INTO t SELECT i, 0, repeat(chr(1), 100000) FROM generate_series(100, 150) i",
+        "INSERT INTO t SELECT i, 0, repeat(chr(1), 100000) FROM generate_series(100, 120) i",
         "INSERT INTO doc SELECT id, jsonb_build_object('v', v, 'w', v) FROM t WHERE id = 1",
     ],
 )
@@ -677,7 +676,7 @@ def test_out_of_memory(conn, db, witness, write):
         " jsonb); SELECT audit.enable('doc')"
     )
     failed = succeeded = 0
-    for extra in (1, 3, 6, 10, 14, 20, 28, 38, 50, 65, 85, 110, 150, 220, 600):
+    for extra in (1, 3, 6, 10, 16, 24, 36, 52, 72, 100, 150, 600):
         session = db.connect()
         session.execute("UPDATE t SET n = n WHERE id = 2")  # loads the library and fills the caches
         session.execute("BEGIN")

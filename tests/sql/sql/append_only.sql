@@ -24,7 +24,6 @@ TRUNCATE audit.event, audit.changeset, audit.relation CASCADE;
 MERGE INTO audit.event e USING (SELECT 1) s ON true WHEN MATCHED THEN DELETE;
 MERGE INTO audit.event_default e USING (SELECT 1) s ON true WHEN MATCHED THEN UPDATE SET seq = 7;
 MERGE INTO audit.changeset e USING (SELECT 1) s ON true WHEN MATCHED THEN UPDATE SET user_id = 'x';
-INSERT INTO audit.changeset SELECT * FROM audit.changeset ON CONFLICT (id, occurred_at) DO UPDATE SET user_id = 'x';
 WITH gone AS (DELETE FROM audit.event RETURNING *) SELECT count(*) FROM gone;
 DELETE FROM audit.log;
 UPDATE audit.log SET user_id = 'x';
