@@ -1,9 +1,13 @@
 //! What DDL commands mean for auditing: new tables of an enabled schema, partitions and children of audited tables that
 //! come, partitions that are detached, tables that are dropped.
 
+use pgrx::pg_sys::Oid;
+
 use crate::error::Error;
-use crate::pg::relation::{capture_function, with_descendants};
+use crate::pg::relation::{capture_function, partition_ancestors, with_descendants};
+use crate::pg::{catalog, table_triggers};
 use crate::policies::{self, Acting};
+use crate::store;
 
 /// After a CREATE or ALTER of tables, in the same command.
 pub fn command_end() -> Result<(), Error> {
@@ -13,6 +17,7 @@ pub fn command_end() -> Result<(), Error> {
         let acting = Acting::begin()?;
         policies::follow_renamed_schemas()?;
         let touched = policies::touched_tables()?;
+        guard_log_partitions(&touched);
         // A partition that is detached loses the clone of its parent's trigger, whoever that was.
         let mut affected = if touched.is_empty() { Vec::new() } else { policies::without_trigger(capture)? };
         for table in touched {
@@ -27,6 +32,21 @@ pub fn command_end() -> Result<(), Error> {
         }
     }
     policies::record_rows(&arrived, capture)
+}
+
+/// New partitions of the log are append-only too.
+fn guard_log_partitions(touched: &[Oid]) {
+    let Some(guard) = catalog::function_oid(c"append_only") else { return };
+    let log: Vec<Oid> =
+        [&store::EVENT, &store::CHANGESET].into_iter().filter_map(|table| catalog::relation_oid(table.name)).collect();
+    for &table in touched {
+        let root = partition_ancestors(table).last().copied().unwrap_or(table);
+        if log.contains(&root) {
+            for partition in with_descendants(table, pgrx::pg_sys::AccessShareLock) {
+                table_triggers::ensure_append_only(partition, guard);
+            }
+        }
+    }
 }
 
 /// After a DROP.

@@ -68,10 +68,28 @@ pub fn ensure(table: pg_sys::Oid, function: pg_sys::Oid) -> Result<(), Error> {
             remove(*trigger);
         }
         if good.is_empty() && !by_clone {
-            create(table, function, wanted);
+            create(table, function, &wanted.name(table), wanted.trigger_type());
         }
     }
     Ok(())
+}
+
+/// Makes sure that a partition of the log refuses UPDATE, DELETE and TRUNCATE as statements. Its rows are guarded by the
+/// clone of its parent's trigger.
+pub fn ensure_append_only(table: pg_sys::Oid, function: pg_sys::Oid) {
+    const REFUSED: u32 = pg_sys::TRIGGER_TYPE_BEFORE
+        | pg_sys::TRIGGER_TYPE_UPDATE
+        | pg_sys::TRIGGER_TYPE_DELETE
+        | pg_sys::TRIGGER_TYPE_TRUNCATE;
+    let Some(opened) = Opened::with_lock(table, pg_sys::ShareRowExclusiveLock) else { return };
+    let guards = opened.relation().matching_triggers(function, REFUSED as i16);
+    drop(opened);
+    if !guards.iter().any(|(_, is_good)| *is_good) {
+        for (trigger, _) in guards {
+            remove(trigger);
+        }
+        create(table, function, "append_only", REFUSED as i16);
+    }
 }
 
 /// Removes the audit triggers of a table, but for clones, which go with their parent's.
@@ -106,17 +124,22 @@ fn remove(trigger: pg_sys::Oid) {
     }
 }
 
-fn create(table: pg_sys::Oid, function: pg_sys::Oid, wanted: Wanted) {
-    let name = c_string(wanted.name(table).as_bytes());
+fn create(table: pg_sys::Oid, function: pg_sys::Oid, name: &str, trigger_type: i16) {
+    const EVENTS: u32 = pg_sys::TRIGGER_TYPE_INSERT
+        | pg_sys::TRIGGER_TYPE_UPDATE
+        | pg_sys::TRIGGER_TYPE_DELETE
+        | pg_sys::TRIGGER_TYPE_TRUNCATE;
+    let name = c_string(name.as_bytes());
+    let bits = trigger_type as u32;
     // SAFETY: the node is zeroed memory of its own size with its tag; fields left zero mean "none". The function is a
     // trigger function, the table is locked.
     unsafe {
         let statement = pg_sys::palloc0(size_of::<pg_sys::CreateTrigStmt>()).cast::<pg_sys::CreateTrigStmt>();
         (*statement).type_ = pg_sys::NodeTag::T_CreateTrigStmt;
         (*statement).trigname = pg_sys::pstrdup(name.as_ptr());
-        (*statement).row = wanted == Wanted::Row;
-        (*statement).timing = pg_sys::TRIGGER_TYPE_AFTER as i16;
-        (*statement).events = wanted.events() as i16;
+        (*statement).row = bits & pg_sys::TRIGGER_TYPE_ROW != 0;
+        (*statement).timing = (bits & pg_sys::TRIGGER_TYPE_BEFORE) as i16;
+        (*statement).events = (bits & EVENTS) as i16;
         pg_sys::CreateTriggerFiringOn(
             statement,
             std::ptr::null(),

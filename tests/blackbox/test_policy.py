@@ -683,7 +683,7 @@ APPEND_ONLY = [
     "MERGE INTO audit.event e USING (SELECT 1) x ON true WHEN MATCHED THEN DELETE",
     "MERGE INTO audit.changeset c USING (SELECT 1) x ON true WHEN MATCHED THEN UPDATE SET user_id = 'x'",
     "WITH d AS (DELETE FROM audit.event RETURNING 1) SELECT * FROM d",
-    "INSERT INTO audit.changeset SELECT * FROM audit.changeset LIMIT 1 ON CONFLICT (id, occurred_at) DO UPDATE SET user_id = 'x'",
+    "INSERT INTO audit.relation SELECT * FROM audit.relation LIMIT 1 ON CONFLICT (id) DO UPDATE SET table_name = 'x'",
 ]
 
 

@@ -48,7 +48,7 @@ ALTER TABLE line RENAME TO position;
 ALTER TABLE position DROP COLUMN txt;
 INSERT INTO position VALUES (5, 5);
 SELECT resource, resource_id, new_row FROM recorded WHERE resource = 'contract_log."position"';
-SELECT resource, columns, key_columns FROM audit.relation WHERE resource = 'contract_log."position"';
+SELECT resource, columns, key_columns FROM audit.relation WHERE resource = 'contract_log."position"' ORDER BY id;
 
 -- A key of several columns is a JSON array of the image's values, in key order; a change of the key names the old one.
 CREATE TABLE keys (a numeric, b text, c date, PRIMARY KEY (c, a, b));
