@@ -37,7 +37,7 @@ pub fn init() {
     // 0: a record that lacks a value proves less. Only what JSONB cannot hold is left out.
     GucRegistry::define_int_guc(
         c"audit.max_value_bytes",
-        c"Values whose JSON text is longer are recorded as SHA-256 and length; 0 means only values that JSONB cannot hold.",
+        c"Values with a longer text are recorded as SHA-256 and length; 0 means only values that JSONB cannot hold.",
         c"",
         &MAX_VALUE_BYTES,
         0,
