@@ -6,8 +6,8 @@ use std::ffi::CStr;
 
 use pgrx::pg_sys;
 
+use super::definition::{Definition, check_columns};
 use super::encode::Varlena;
-use super::log_table::{Definition, check_columns};
 use super::relation::Opened;
 use crate::error::Error;
 

@@ -3,7 +3,7 @@
 
 use pgrx::{pg_guard, pg_sys};
 
-use super::log_table::{self, Definition};
+use super::definition::{self, Definition};
 use super::report;
 use super::trigger::Call;
 use super::tuple::Batch;
@@ -85,7 +85,7 @@ unsafe fn return_rows(
     unsafe {
         pg_sys::InitMaterializedSRF(fcinfo, 0);
         let result = (*fcinfo).resultinfo.cast::<pg_sys::ReturnSetInfo>();
-        log_table::check_columns(definition, (*result).setDesc)?;
+        definition::check_columns(definition, (*result).setDesc)?;
         for mut tuple in batch.heap_tuples(pg_sys::InvalidOid)? {
             pg_sys::tuplestore_puttuple((*result).setResult, &mut tuple);
         }

@@ -4,7 +4,7 @@
 use pgrx::pg_sys;
 
 use super::catalog;
-use super::log_table::{Definition, check_columns};
+use super::definition::{Definition, check_columns};
 use super::relation::Opened;
 use crate::error::Error;
 

@@ -10,23 +10,12 @@ use std::rc::Rc;
 
 use pgrx::pg_sys;
 
-use super::catalog;
-use super::relation::{Opened, attributes, name_bytes};
+use super::definition::Definition;
+use super::log_index::{self, LeafIndex};
+use super::relation::Opened;
 use super::tuple::Batch;
+use super::{catalog, log_partition};
 use crate::error::Error;
-
-/// A table of the log: its name and the columns that the writer lays out.
-pub struct Definition {
-    pub name: &'static CStr,
-    pub columns: &'static [(&'static str, ColumnType)],
-}
-
-#[derive(Clone, Copy)]
-pub enum ColumnType {
-    Core(pg_sys::BuiltinOid),
-    /// An enum of ours, by name.
-    Own(&'static CStr),
-}
 
 /// A partition, ready for inserts.
 struct Leaf {
@@ -43,23 +32,6 @@ struct Leaf {
     /// An insert is under way, or an ERROR ended one: index access methods keep buffer pins in their cache, which an
     /// ERROR leaves dangling, so such a leaf is never used again.
     busy: Cell<bool>,
-}
-
-struct LeafIndex {
-    oid: pg_sys::Oid,
-    info: *mut pg_sys::IndexInfo,
-    /// Attribute numbers of an index on plain columns, and the highest of them.
-    columns: Option<(Vec<usize>, i32)>,
-    unique: bool,
-    filter: Filter,
-}
-
-/// Which rows an index holds.
-enum Filter {
-    All,
-    /// `WHERE column IS NOT NULL`, the only predicate of our own indexes.
-    NotNull(i32),
-    Expression,
 }
 
 thread_local! {
@@ -141,7 +113,7 @@ impl Leaf {
         super::session::check_version()?;
         let missing = || Error::LogMissing { table: definition.name.to_string_lossy().into_owned() };
         let parent = catalog::relation_oid(definition.name).ok_or_else(missing)?;
-        let (table, range) = route(definition, parent, occurred_at)?;
+        let (table, range) = log_partition::route(definition, parent, occurred_at)?;
         // SAFETY: the context lives until the leaf is dropped; relations are opened with a lock and closed, an ERROR in
         // between closes them through the resource owner.
         unsafe {
@@ -149,7 +121,7 @@ impl Leaf {
             if relation.is_null() {
                 return Err(missing());
             }
-            let checked = check(definition, relation);
+            let checked = log_partition::check(definition, relation);
             let context = pg_sys::AllocSetContextCreateInternal(
                 pg_sys::TopMemoryContext,
                 c"audit_ext log partition".as_ptr(),
@@ -171,9 +143,7 @@ impl Leaf {
                 busy: Cell::new(false),
             };
             if checked.is_ok() {
-                let snapshot = ActiveSnapshot::ensure();
-                leaf.indexes = indexes(relation);
-                snapshot.end();
+                leaf.indexes = log_index::indexes(relation);
             }
             pg_sys::MemoryContextSwitchTo(outer);
             pg_sys::relation_close(relation, pg_sys::NoLock as i32);
@@ -197,7 +167,7 @@ impl Leaf {
                 let count = tuples.len() as i32;
                 pg_sys::heap_multi_insert(relation, slots.as_mut_ptr(), count, command, 0, std::ptr::null_mut());
             }
-            self.insert_index_entries(relation, &slots[..tuples.len()])?;
+            log_index::insert_entries(&self.indexes, relation, &slots[..tuples.len()])?;
         }
         self.slots.replace(slots);
         Ok(())
@@ -226,51 +196,6 @@ impl Leaf {
             }
         }
     }
-
-    unsafe fn insert_index_entries(
-        &self,
-        table: pg_sys::Relation,
-        slots: &[*mut pg_sys::TupleTableSlot],
-    ) -> Result<(), Error> {
-        let mut values = [pg_sys::Datum::from(0usize); pg_sys::INDEX_MAX_KEYS as usize];
-        let mut nulls = [false; pg_sys::INDEX_MAX_KEYS as usize];
-        // SAFETY: as in `insert`; the executor state lives from here to the end of this function, or until an ERROR
-        // frees its memory context.
-        unsafe {
-            let expressions = Expressions::for_indexes(&self.indexes);
-            for index in &self.indexes {
-                let Some(opened) = Opened::known(index.oid, pg_sys::RowExclusiveLock) else {
-                    return Err(Error::NoSuchTable { oid: index.oid.to_u32() });
-                };
-                let relation = opened.relation().0;
-                let check = if index.unique {
-                    pg_sys::IndexUniqueCheck::UNIQUE_CHECK_YES
-                } else {
-                    pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO
-                };
-                for &slot in slots {
-                    if !index.holds(slot, &expressions) {
-                        continue;
-                    }
-                    index.form_key(slot, &expressions, &mut values, &mut nulls);
-                    pg_sys::index_insert(
-                        relation,
-                        values.as_mut_ptr(),
-                        nulls.as_mut_ptr(),
-                        &mut (*slot).tts_tid,
-                        table,
-                        check,
-                        false,
-                        index.info,
-                    );
-                }
-                #[cfg(any(feature = "pg17", feature = "pg18"))]
-                pg_sys::index_insert_cleanup(relation, index.info);
-            }
-            expressions.end(&self.indexes);
-        }
-        Ok(())
-    }
 }
 
 impl Drop for Leaf {
@@ -278,287 +203,4 @@ impl Drop for Leaf {
         // SAFETY: the context is this leaf's own, and nothing else points into it.
         unsafe { pg_sys::MemoryContextDelete(self.context) };
     }
-}
-
-impl LeafIndex {
-    /// `FormIndexDatum`, with a short way for plain columns.
-    unsafe fn form_key(
-        &self,
-        slot: *mut pg_sys::TupleTableSlot,
-        expressions: &Expressions,
-        values: &mut [pg_sys::Datum],
-        nulls: &mut [bool],
-    ) {
-        // SAFETY: the slot holds a tuple of the table, whose columns the index names; the arrays have room for as many
-        // columns as an index can have.
-        unsafe {
-            if let Some((columns, last)) = &self.columns {
-                if i32::from((*slot).tts_nvalid) < *last {
-                    pg_sys::slot_getsomeattrs_int(slot, *last);
-                }
-                for (position, column) in columns.iter().enumerate() {
-                    values[position] = *(*slot).tts_values.add(column - 1);
-                    nulls[position] = *(*slot).tts_isnull.add(column - 1);
-                }
-                return;
-            }
-            if !expressions.state.is_null() {
-                expressions.point_at(slot);
-            }
-            pg_sys::FormIndexDatum(self.info, slot, expressions.state, values.as_mut_ptr(), nulls.as_mut_ptr());
-        }
-    }
-
-    unsafe fn holds(&self, slot: *mut pg_sys::TupleTableSlot, state: &Expressions) -> bool {
-        match self.filter {
-            Filter::All => true,
-            // SAFETY: the slot holds a tuple of the table, which has that column.
-            Filter::NotNull(column) => unsafe { !pg_sys::slot_attisnull(slot, column) },
-            // SAFETY: an index with such a filter makes `Expressions` have a state.
-            Filter::Expression => unsafe { state.satisfied(self.info, slot) },
-        }
-    }
-}
-
-/// Executor state for the indexes that an administrator added with expressions or predicates; null where none has any.
-struct Expressions {
-    state: *mut pg_sys::EState,
-    snapshot: Option<ActiveSnapshot>,
-}
-
-impl Expressions {
-    unsafe fn for_indexes(indexes: &[LeafIndex]) -> Self {
-        // SAFETY: the IndexInfo structs live as long as the leaf.
-        unsafe {
-            let needed = indexes
-                .iter()
-                .any(|index| matches!(index.filter, Filter::Expression) || !(*index.info).ii_Expressions.is_null());
-            if !needed {
-                return Expressions { state: std::ptr::null_mut(), snapshot: None };
-            }
-            let snapshot = Some(ActiveSnapshot::ensure());
-            for index in indexes {
-                (*index.info).ii_ExpressionsState = std::ptr::null_mut();
-                (*index.info).ii_PredicateState = std::ptr::null_mut();
-            }
-            Expressions { state: pg_sys::CreateExecutorState(), snapshot }
-        }
-    }
-
-    unsafe fn point_at(&self, slot: *mut pg_sys::TupleTableSlot) -> *mut pg_sys::ExprContext {
-        // SAFETY: the state exists (see `holds`); this is the macro GetPerTupleExprContext.
-        unsafe {
-            let mut context = (*self.state).es_per_tuple_exprcontext;
-            if context.is_null() {
-                context = pg_sys::MakePerTupleExprContext(self.state);
-            }
-            (*context).ecxt_scantuple = slot;
-            context
-        }
-    }
-
-    unsafe fn satisfied(&self, info: *mut pg_sys::IndexInfo, slot: *mut pg_sys::TupleTableSlot) -> bool {
-        // SAFETY: as above; the prepared predicate lives in the executor state's memory.
-        unsafe {
-            let context = self.point_at(slot);
-            if (*info).ii_PredicateState.is_null() {
-                (*info).ii_PredicateState = pg_sys::ExecPrepareQual((*info).ii_Predicate, self.state);
-            }
-            pg_sys::ExecQual((*info).ii_PredicateState, context)
-        }
-    }
-
-    unsafe fn end(self, indexes: &[LeafIndex]) {
-        if self.state.is_null() {
-            return;
-        }
-        // SAFETY: nothing points into the state's memory once the prepared expressions are forgotten.
-        unsafe {
-            for index in indexes {
-                (*index.info).ii_ExpressionsState = std::ptr::null_mut();
-                (*index.info).ii_PredicateState = std::ptr::null_mut();
-            }
-            pg_sys::FreeExecutorState(self.state);
-        }
-        if let Some(snapshot) = self.snapshot {
-            snapshot.end();
-        }
-    }
-}
-
-/// A snapshot for code of an administrator's index expressions: at commit that of the portal is gone.
-struct ActiveSnapshot {
-    is_ours: bool,
-}
-
-impl ActiveSnapshot {
-    fn ensure() -> Self {
-        // SAFETY: a transaction is under way; an ERROR drops the snapshot with it.
-        unsafe {
-            let is_ours = !pg_sys::ActiveSnapshotSet();
-            if is_ours {
-                pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-            }
-            ActiveSnapshot { is_ours }
-        }
-    }
-
-    fn end(self) {
-        if self.is_ours {
-            // SAFETY: pushed by `ensure`, and the uppermost again.
-            unsafe { pg_sys::PopActiveSnapshot() };
-        }
-    }
-}
-
-/// The table's indexes, their descriptions allocated in the current memory context.
-unsafe fn indexes(relation: pg_sys::Relation) -> Vec<LeafIndex> {
-    // SAFETY: the table is open and locked; each index is opened and closed.
-    unsafe {
-        super::relation::index_oids(relation)
-            .into_iter()
-            .filter_map(|oid| {
-                let index = pg_sys::index_open(oid, pg_sys::RowExclusiveLock as i32);
-                let info = pg_sys::BuildIndexInfo(index);
-                let unique = (*(*index).rd_index).indisunique;
-                pg_sys::index_close(index, pg_sys::NoLock as i32);
-                (*info).ii_ReadyForInserts.then(|| LeafIndex {
-                    oid,
-                    info,
-                    columns: plain_columns(info),
-                    unique,
-                    filter: filter_of(info),
-                })
-            })
-            .collect()
-    }
-}
-
-unsafe fn plain_columns(info: *mut pg_sys::IndexInfo) -> Option<(Vec<usize>, i32)> {
-    // SAFETY: the array holds as many numbers as the index has columns; 0 stands for an expression.
-    let numbers = unsafe { &(&(*info).ii_IndexAttrNumbers)[..(*info).ii_NumIndexAttrs as usize] };
-    let columns: Option<Vec<usize>> = numbers.iter().map(|&n| usize::try_from(n).ok().filter(|&n| n > 0)).collect();
-    let last = numbers.iter().max().copied().unwrap_or(0);
-    columns.map(|columns| (columns, i32::from(last)))
-}
-
-unsafe fn filter_of(info: *mut pg_sys::IndexInfo) -> Filter {
-    // SAFETY: the predicate is a list of expression nodes, or null; tags are read before any cast.
-    unsafe {
-        let predicate = (*info).ii_Predicate;
-        if predicate.is_null() {
-            return Filter::All;
-        }
-        if (*predicate).length == 1 {
-            let node = (*(*predicate).elements).ptr_value.cast::<pg_sys::Node>();
-            if (*node).type_ == pg_sys::NodeTag::T_NullTest {
-                let test = node.cast::<pg_sys::NullTest>();
-                let argument = (*test).arg.cast::<pg_sys::Node>();
-                if (*test).nulltesttype == pg_sys::NullTestType::IS_NOT_NULL
-                    && (*argument).type_ == pg_sys::NodeTag::T_Var
-                {
-                    return Filter::NotNull(i32::from((*argument.cast::<pg_sys::Var>()).varattno));
-                }
-            }
-        }
-        Filter::Expression
-    }
-}
-
-/// The partition that holds `occurred_at`, and the range for which that answer is good.
-fn route(definition: &Definition, parent: pg_sys::Oid, occurred_at: i64) -> Result<(pg_sys::Oid, (i64, i64)), Error> {
-    let table = || definition.name.to_string_lossy().into_owned();
-    // SAFETY: the parent is opened with a lock and closed; the partition descriptor belongs to its relcache entry and is
-    // read while that is open.
-    unsafe {
-        let relation = pg_sys::try_relation_open(parent, pg_sys::RowExclusiveLock as i32);
-        if relation.is_null() {
-            return Err(Error::LogMissing { table: table() });
-        }
-        let found = if (*(*relation).rd_rel).relkind as u8 != pg_sys::RELKIND_PARTITIONED_TABLE {
-            Err(Error::LogAltered { table: table(), detail: "It is not a partitioned table.".into() })
-        } else {
-            partition_for(pg_sys::RelationGetPartitionDesc(relation, true), occurred_at)
-                .ok_or_else(|| Error::LogPartitionMissing { table: table() })
-        };
-        pg_sys::relation_close(relation, pg_sys::NoLock as i32);
-        found
-    }
-}
-
-/// `get_partition_for_tuple` (executor/execPartition.c) for a range over one timestamptz.
-unsafe fn partition_for(descriptor: pg_sys::PartitionDesc, occurred_at: i64) -> Option<(pg_sys::Oid, (i64, i64))> {
-    use pg_sys::PartitionRangeDatumKind::{PARTITION_RANGE_DATUM_MAXVALUE, PARTITION_RANGE_DATUM_MINVALUE};
-    // SAFETY: the caller has the parent open; bounds and indexes have the lengths that the descriptor says.
-    unsafe {
-        if (*descriptor).nparts == 0 {
-            return None;
-        }
-        let bounds = (*descriptor).boundinfo;
-        let bound = |i: usize| match *(*(*bounds).kind.add(i)) {
-            PARTITION_RANGE_DATUM_MINVALUE => i64::MIN,
-            PARTITION_RANGE_DATUM_MAXVALUE => i64::MAX,
-            _ => (*(*(*bounds).datums.add(i))).value() as i64,
-        };
-        let count = (*bounds).ndatums as usize;
-        let above = (0..count).find(|&i| bound(i) > occurred_at).unwrap_or(count);
-        let range = (
-            if above == 0 { i64::MIN } else { bound(above - 1) },
-            if above == count { i64::MAX } else { bound(above) },
-        );
-        let mut partition = *(*bounds).indexes.add(above);
-        if partition < 0 {
-            partition = (*bounds).default_index;
-        }
-        (partition >= 0).then(|| (*(*descriptor).oids.add(partition as usize), range))
-    }
-}
-
-/// Whether the partition is what the writer takes it for.
-unsafe fn check(definition: &Definition, relation: pg_sys::Relation) -> Result<(), Error> {
-    // SAFETY: the caller has the relation open.
-    unsafe {
-        let class = (*relation).rd_rel;
-        let table = String::from_utf8_lossy(&name_bytes(&(*class).relname)).into_owned();
-        let altered = |detail: &str| Err(Error::LogAltered { table: table.clone(), detail: detail.into() });
-        if (*class).relkind as u8 != pg_sys::RELKIND_RELATION {
-            return altered("It is not an ordinary table.");
-        }
-        if (*class).relam != pg_sys::HEAP_TABLE_AM_OID {
-            return altered("Its access method is not heap.");
-        }
-        if (*class).relpersistence as u8 != pg_sys::RELPERSISTENCE_PERMANENT {
-            return altered("It is not a permanent table, so a crash would empty it.");
-        }
-        check_columns(definition, (*relation).rd_att)
-    }
-}
-
-/// Whether a descriptor has exactly the columns that the writer lays out.
-///
-/// # Safety
-/// The descriptor must stay meanwhile.
-pub(super) unsafe fn check_columns(definition: &Definition, descriptor: pg_sys::TupleDesc) -> Result<(), Error> {
-    let altered =
-        |detail: String| Err(Error::LogAltered { table: definition.name.to_string_lossy().into_owned(), detail });
-    // SAFETY: the caller's word.
-    unsafe {
-        if (*descriptor).natts as usize != definition.columns.len() {
-            return altered("It has columns that this version does not write, or lacks some.".into());
-        }
-        let mut found = attributes(descriptor);
-        for (name, column_type) in definition.columns {
-            let expected = match column_type {
-                ColumnType::Core(oid) => Some(oid.value()),
-                ColumnType::Own(type_name) => catalog::type_oid(type_name),
-            };
-            let same = found.next().is_some_and(|(_, attribute)| {
-                name_bytes(&attribute.attname) == name.as_bytes() && Some(attribute.atttypid) == expected
-            });
-            if !same {
-                return altered(format!("Column \"{name}\" is not where and what this version writes."));
-            }
-        }
-    }
-    Ok(())
 }

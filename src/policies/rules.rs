@@ -1,0 +1,126 @@
+//! What can be audited, and with what options: checks that look at one table and change nothing.
+
+use pgrx::pg_sys::{self, Oid};
+
+use crate::context::REQUIRABLE;
+use crate::error::Error;
+use crate::pg::catalog;
+use crate::pg::relation::{self, Relation};
+
+/// How a table is audited.
+#[derive(Clone, Default)]
+pub struct Options {
+    pub exclude_columns: Vec<String>,
+    pub mask_columns: Vec<String>,
+    pub soft_delete_column: Option<String>,
+    pub require_context: Vec<String>,
+    pub skip_unchanged: bool,
+    pub snapshot: bool,
+}
+
+/// Refuses what is not `sync` at rate 1.
+pub fn check_mode(mode: &str, sample_rate: f64) -> Result<(), Error> {
+    match mode {
+        "sync" if sample_rate == 1.0 => Ok(()),
+        "sync" => Err(Error::InvalidOption {
+            message: "sample_rate must be 1 in mode \"sync\"".into(),
+            hint: "Mode \"sync\" records every change.",
+        }),
+        "async" | "sampled" => Err(Error::ModeNotAvailable { mode: mode.into() }),
+        _ => Err(Error::InvalidOption {
+            message: format!("unknown audit mode \"{mode}\""),
+            hint: "Modes are sync, async and sampled.",
+        }),
+    }
+}
+
+pub(super) fn is_auditable_kind(relation: Relation) -> bool {
+    matches!(
+        relation.kind(),
+        pg_sys::RELKIND_RELATION | pg_sys::RELKIND_PARTITIONED_TABLE | pg_sys::RELKIND_FOREIGN_TABLE
+    )
+}
+
+pub(super) fn check_auditable(relation: Relation) -> Result<(), Error> {
+    let refuse = |what, hint| {
+        Err(Error::NotAuditable { table: String::from_utf8_lossy(&relation.resource()).into_owned(), what, hint })
+    };
+    match relation.kind() {
+        pg_sys::RELKIND_VIEW => return refuse("a view", "Audit the tables beneath it."),
+        pg_sys::RELKIND_MATVIEW => return refuse("a materialized view", "Audit the tables beneath it."),
+        pg_sys::RELKIND_SEQUENCE => return refuse("a sequence", "Audit the tables that use it."),
+        _ if !is_auditable_kind(relation) => return refuse("no table", "Name a table."),
+        _ => {}
+    }
+    if relation.is_temporary() {
+        return refuse("a temporary table", "Audit permanent tables; a temporary one is gone with its session.");
+    }
+    if relation.is_system() {
+        return refuse("a system catalog", "Changes of catalogs are made by DDL commands; audit ordinary tables.");
+    }
+    if relation::namespace_name(relation.namespace()) == catalog::SCHEMA.to_bytes() {
+        return refuse("part of the audit trail itself", "The log is append-only and needs no audit.");
+    }
+    Ok(())
+}
+
+pub(super) fn check_options(relation: Relation, options: &Options) -> Result<(), Error> {
+    check_context_keys(options)?;
+    let columns = relation.column_names();
+    let named = options.exclude_columns.iter().chain(&options.mask_columns).chain(&options.soft_delete_column);
+    for column in named {
+        if !columns.iter().any(|name| name == column.as_bytes()) {
+            return Err(Error::NoSuchColumn {
+                table: String::from_utf8_lossy(&relation.resource()).into_owned(),
+                column: column.clone(),
+            });
+        }
+    }
+    if let Some(both) = options.exclude_columns.iter().find(|column| options.mask_columns.contains(column)) {
+        return Err(Error::InvalidOption {
+            message: format!("column \"{both}\" is both excluded and masked"),
+            hint: "An excluded column is left out of the record, a masked one reads \"***\".",
+        });
+    }
+    Ok(())
+}
+
+pub(super) fn check_context_keys(options: &Options) -> Result<(), Error> {
+    for key in &options.require_context {
+        if !REQUIRABLE.iter().any(|(name, _)| name == key) {
+            return Err(Error::InvalidOption {
+                message: format!("unknown context key \"{key}\""),
+                hint: "Keys are user_id, tenant_id, request_id, session_id, ip_address, user_agent and reason.",
+            });
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn check_schema(schema: Oid) -> Result<String, Error> {
+    let name = relation::namespace_name(schema);
+    let text = String::from_utf8_lossy(&name).into_owned();
+    let is_system = name.starts_with(b"pg_") || name == b"information_schema" || name == catalog::SCHEMA.to_bytes();
+    if name.is_empty() || is_system {
+        return Err(Error::NotAuditable {
+            table: format!("schema {text}"),
+            what: "no schema of user tables",
+            hint: "Name a schema that holds ordinary tables.",
+        });
+    }
+    Ok(text)
+}
+
+impl Options {
+    /// These options for one table of a schema: only the columns that it has.
+    pub(super) fn for_table(&self, relation: Relation) -> Options {
+        let columns = relation.column_names();
+        let has = |column: &String| columns.iter().any(|name| name == column.as_bytes());
+        Options {
+            exclude_columns: self.exclude_columns.iter().filter(|column| has(column)).cloned().collect(),
+            mask_columns: self.mask_columns.iter().filter(|column| has(column)).cloned().collect(),
+            soft_delete_column: self.soft_delete_column.clone().filter(has),
+            ..self.clone()
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! Reads and writes audit.policy and audit.schema_policy. The callers act as the extension's owner with search_path
+//! pg_catalog, so names and operators are PostgreSQL's own.
+
+use pgrx::Spi;
+use pgrx::datum::DatumWithOid;
+use pgrx::pg_sys::{self, Oid};
+use pgrx::spi::SpiClient;
+
+use super::Options;
+use crate::error::Error;
+use crate::pg::env::{self, Env};
+use crate::pg::relation::{self, Relation, with_descendants};
+
+/// Forgets the policies of tables and schemas that are gone.
+pub fn forget_dropped() -> Result<(), Error> {
+    let _acting = super::Acting::begin()?;
+    run(
+        "DELETE FROM audit.policy p USING pg_catalog.pg_event_trigger_dropped_objects() d
+         WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
+           AND p.target = d.objid",
+        &[],
+    )?;
+    run(
+        "DELETE FROM audit.schema_policy p USING pg_catalog.pg_event_trigger_dropped_objects() d
+         WHERE d.object_type = 'schema' AND p.schema_name = d.object_name",
+        &[],
+    )
+}
+
+/// Tables that a DDL command made or altered.
+pub fn touched_tables() -> Result<Vec<Oid>, Error> {
+    query(
+        "SELECT DISTINCT objid FROM pg_catalog.pg_event_trigger_ddl_commands()
+         WHERE classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+           AND (object_type IN ('table', 'foreign table') OR object_type LIKE '%table column')",
+        &[],
+        |row| row.get(1),
+    )
+}
+
+/// Audited tables that have no row trigger.
+pub fn without_trigger(capture: Oid) -> Result<Vec<Oid>, Error> {
+    query(
+        "SELECT target::pg_catalog.oid FROM audit.policy p
+         WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t
+                           WHERE t.tgrelid = p.target AND t.tgfoid = $1 AND t.tgtype & 1 = 1)",
+        &[oid(capture)],
+        |row| row.get(1),
+    )
+}
+
+/// Has the columns that a policy names follow a renaming: their numbers are in the last layout.
+pub(super) fn rename_columns(table: Oid) -> Result<(), Error> {
+    run(
+        "WITH layout AS (
+             SELECT columns FROM audit.relation WHERE relid = $1 ORDER BY id DESC LIMIT 1
+         ), renamed AS (
+             SELECT c.value ->> 'name' AS old_name, a.attname::text AS new_name
+             FROM layout, pg_catalog.jsonb_array_elements(layout.columns) c
+             JOIN pg_catalog.pg_attribute a
+               ON a.attrelid = $1 AND a.attnum = (c.value ->> 'attnum')::int2 AND NOT a.attisdropped
+             WHERE a.attname::text <> c.value ->> 'name'
+         )
+         UPDATE audit.policy SET
+             exclude_columns = ARRAY(SELECT coalesce(r.new_name, n) FROM unnest(exclude_columns) n
+                                     LEFT JOIN renamed r ON r.old_name = n),
+             mask_columns = ARRAY(SELECT coalesce(r.new_name, n) FROM unnest(mask_columns) n
+                                  LEFT JOIN renamed r ON r.old_name = n),
+             soft_delete_column = coalesce((SELECT r.new_name FROM renamed r WHERE r.old_name = soft_delete_column),
+                                           soft_delete_column)
+         WHERE target = $1 AND EXISTS (SELECT FROM renamed)",
+        &[oid(table)],
+    )
+}
+
+/// Remembers that a table of an enabled schema is not to be audited, or no longer so.
+pub(super) fn except_from_schema(table: Oid, is_excepted: bool) -> Result<(), Error> {
+    run(
+        "UPDATE audit.schema_policy p
+         SET except_tables = CASE WHEN $2 THEN pg_catalog.array_append(
+                 pg_catalog.array_remove(p.except_tables, c.relname::text), c.relname::text)
+             ELSE pg_catalog.array_remove(p.except_tables, c.relname::text) END
+         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         WHERE c.oid = $1 AND p.schema_name = n.nspname
+           AND $2 <> (c.relname::text = ANY (p.except_tables))",
+        &[oid(table), is_excepted.into()],
+    )
+}
+
+/// Tables that follow `table`, or what `table` follows, but are none of its descendants any more: partitions detached and
+/// children that no longer inherit.
+pub fn orphans(table: Oid) -> Result<Vec<Oid>, Error> {
+    let root = policy_of(table)?.flatten().unwrap_or(table);
+    let followers: Vec<Oid> =
+        query("SELECT target::pg_catalog.oid FROM audit.policy WHERE inherited_from = $1", &[oid(root)], |row| {
+            row.get(1)
+        })?;
+    if followers.is_empty() {
+        return Ok(followers);
+    }
+    let family = with_descendants(root, pg_sys::AccessShareLock);
+    Ok(followers.into_iter().filter(|follower| !family.contains(follower)).collect())
+}
+
+/// Has the policies of schemas that were renamed follow the new name.
+pub fn follow_renamed_schemas() -> Result<(), Error> {
+    run(
+        "UPDATE audit.schema_policy p SET schema_name = n.nspname
+         FROM pg_catalog.pg_event_trigger_ddl_commands() d JOIN pg_catalog.pg_namespace n ON n.oid = d.objid
+         WHERE d.classid = 'pg_catalog.pg_namespace'::pg_catalog.regclass AND d.command_tag = 'ALTER SCHEMA'
+           AND p.schema_id = d.objid AND p.schema_name <> n.nspname
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_namespace o WHERE o.nspname = p.schema_name)",
+        &[],
+    )
+}
+
+/// Tables of a schema that can be audited, parents before their children.
+pub(super) fn tables_of(schema: Oid) -> Result<Vec<Oid>, Error> {
+    let _environment = env::enter(Env::Settings);
+    query(
+        "SELECT oid FROM pg_catalog.pg_class
+         WHERE relnamespace = $1 AND relkind IN ('r', 'p', 'f') AND relpersistence <> 't' AND NOT relispartition
+         ORDER BY oid",
+        &[oid(schema)],
+        |row| row.get(1),
+    )
+}
+
+pub(super) fn schema_options(relation: Relation) -> Result<Option<Options>, Error> {
+    let name = String::from_utf8_lossy(&relation::namespace_name(relation.namespace())).into_owned();
+    let found = query(
+        "SELECT exclude_columns, mask_columns, soft_delete_column, require_context, skip_unchanged
+         FROM audit.schema_policy WHERE schema_name = $1 AND include_future AND $2 <> ALL (except_tables)",
+        &[name.as_str().into(), String::from_utf8_lossy(&relation.name()).into_owned().into()],
+        |row| {
+            Ok(Some(Options {
+                exclude_columns: row.get::<Vec<String>>(1)?.unwrap_or_default(),
+                mask_columns: row.get::<Vec<String>>(2)?.unwrap_or_default(),
+                soft_delete_column: row.get(3)?,
+                require_context: row.get::<Vec<String>>(4)?.unwrap_or_default(),
+                skip_unchanged: row.get(5)?.unwrap_or(false),
+                snapshot: false,
+            }))
+        },
+    )?;
+    Ok(found.first().map(|options| options.for_table(relation)))
+}
+
+/// The table's policy: what it follows, if anything.
+pub(super) fn policy_of(table: Oid) -> Result<Option<Option<Oid>>, Error> {
+    let found =
+        query("SELECT inherited_from::pg_catalog.oid FROM audit.policy WHERE target = $1", &[oid(table)], |row| {
+            Ok(Some(row.get::<Oid>(1)?))
+        })?;
+    Ok(found.first().copied())
+}
+
+/// What the table should follow: the policy of its nearest audited ancestor.
+pub(super) fn inherited_source(table: Oid) -> Result<Option<Oid>, Error> {
+    let found = query(
+        "WITH RECURSIVE ancestor (oid, depth) AS (
+             SELECT inhparent, 1 FROM pg_catalog.pg_inherits WHERE inhrelid = $1 AND NOT inhdetachpending
+             UNION
+             SELECT i.inhparent, a.depth + 1
+             FROM pg_catalog.pg_inherits i JOIN ancestor a ON i.inhrelid = a.oid WHERE NOT i.inhdetachpending
+         )
+         SELECT coalesce(p.inherited_from, p.target)::pg_catalog.oid
+         FROM ancestor a JOIN audit.policy p ON p.target = a.oid
+         WHERE p.inherited_from IS NULL OR p.inherited_from IN (SELECT oid FROM ancestor)
+         ORDER BY a.depth LIMIT 1",
+        &[oid(table)],
+        |row| row.get(1),
+    )?;
+    Ok(found.first().copied())
+}
+
+pub(super) fn write_policy(target: Oid, inherited_from: Option<Oid>, options: &Options) -> Result<(), Error> {
+    run(
+        "INSERT INTO audit.policy AS p (target, inherited_from, exclude_columns, mask_columns, soft_delete_column,
+            require_context, skip_unchanged)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)
+         ON CONFLICT (target) DO UPDATE SET inherited_from = excluded.inherited_from,
+            exclude_columns = excluded.exclude_columns, mask_columns = excluded.mask_columns,
+            soft_delete_column = excluded.soft_delete_column, require_context = excluded.require_context,
+            skip_unchanged = excluded.skip_unchanged",
+        &[
+            oid(target),
+            inherited_from.into(),
+            options.exclude_columns.clone().into(),
+            options.mask_columns.clone().into(),
+            options.soft_delete_column.clone().into(),
+            options.require_context.clone().into(),
+            options.skip_unchanged.into(),
+        ],
+    )
+}
+
+/// Has a descendant follow `target`, unless it has a policy of its own or follows something nearer.
+pub(super) fn write_inherited(table: Oid, target: Oid, tables: &[Oid], options: &Options) -> Result<(), Error> {
+    match policy_of(table)? {
+        Some(None) => Ok(()),
+        Some(Some(nearer)) if nearer != target && tables.contains(&nearer) => Ok(()),
+        _ => write_policy(table, Some(target), options),
+    }
+}
+
+pub(super) fn copy_policy(table: Oid, source: Oid) -> Result<(), Error> {
+    run(
+        "INSERT INTO audit.policy AS p (target, inherited_from, exclude_columns, mask_columns, soft_delete_column,
+            require_context, skip_unchanged)
+         SELECT $1, $2, exclude_columns, mask_columns, soft_delete_column, require_context, skip_unchanged
+         FROM audit.policy WHERE target = $2
+         ON CONFLICT (target) DO UPDATE SET inherited_from = excluded.inherited_from,
+            exclude_columns = excluded.exclude_columns, mask_columns = excluded.mask_columns,
+            soft_delete_column = excluded.soft_delete_column, require_context = excluded.require_context,
+            skip_unchanged = excluded.skip_unchanged",
+        &[oid(table), oid(source)],
+    )
+}
+
+pub(super) fn oid<'a>(value: Oid) -> DatumWithOid<'a> {
+    value.into()
+}
+
+/// Runs a statement of ours. The search_path is pg_catalog, so names and operators are PostgreSQL's own.
+pub(super) fn run(sql: &str, arguments: &[DatumWithOid]) -> Result<(), Error> {
+    Spi::connect_mut(|client| client.update(sql, None, arguments).map(|_| ())).map_err(|_| SPI_FAILED)
+}
+
+/// The rows that `take` makes something of.
+pub(super) fn query<T>(
+    sql: &str,
+    arguments: &[DatumWithOid],
+    take: impl Fn(&pgrx::spi::SpiHeapTupleData) -> Result<Option<T>, pgrx::spi::Error>,
+) -> Result<Vec<T>, Error> {
+    let rows = |client: &SpiClient| -> Result<Vec<T>, pgrx::spi::Error> {
+        let mut found = Vec::new();
+        for row in client.select(sql, None, arguments)? {
+            found.extend(take(&row)?);
+        }
+        Ok(found)
+    };
+    Spi::connect(rows).map_err(|_| SPI_FAILED)
+}
+
+pub(super) const SPI_FAILED: Error = Error::Internal("a query on the audit policy failed");
+
+/// Drops the policy of a table, and of what follows it.
+pub(super) fn forget_policy(target: Oid) -> Result<(), Error> {
+    run("DELETE FROM audit.policy WHERE target = $1 OR inherited_from = $1", &[oid(target)])
+}
+
+/// Makes the policy that a table follows its own.
+pub(super) fn detach_policy(table: Oid) -> Result<(), Error> {
+    run("UPDATE audit.policy SET inherited_from = NULL WHERE target = $1", &[oid(table)])
+}
+
+pub(super) fn write_schema_policy(
+    schema: Oid,
+    name: &str,
+    include_future: bool,
+    options: &Options,
+) -> Result<(), Error> {
+    run(
+        "INSERT INTO audit.schema_policy AS p (schema_name, schema_id, include_future, exclude_columns, mask_columns,
+            soft_delete_column, require_context, skip_unchanged)
+         VALUES ($1, $8, $2, $3, $4, $5, $6, $7)
+         ON CONFLICT (schema_name) DO UPDATE SET schema_id = excluded.schema_id,
+            include_future = excluded.include_future,
+            exclude_columns = excluded.exclude_columns, mask_columns = excluded.mask_columns,
+            soft_delete_column = excluded.soft_delete_column, require_context = excluded.require_context,
+            skip_unchanged = excluded.skip_unchanged",
+        &[
+            name.into(),
+            include_future.into(),
+            options.exclude_columns.clone().into(),
+            options.mask_columns.clone().into(),
+            options.soft_delete_column.clone().into(),
+            options.require_context.clone().into(),
+            options.skip_unchanged.into(),
+            oid(schema),
+        ],
+    )
+}
+
+pub(super) fn forget_schema(name: &str) -> Result<(), Error> {
+    run("DELETE FROM audit.schema_policy WHERE schema_name = $1", &[name.into()])
+}
