@@ -11,8 +11,8 @@ use crate::pg::guc::CONTEXT_SETTINGS;
 use crate::pg::report;
 use crate::policies::{self, Options};
 
-fn names(names: Option<Vec<Option<String>>>) -> Vec<String> {
-    names.unwrap_or_default().into_iter().flatten().collect()
+fn names(argument: &'static str, names: Option<Vec<Option<String>>>) -> Vec<String> {
+    names.unwrap_or_default().into_iter().map(|name| required(argument, name)).collect()
 }
 
 fn required<T>(argument: &'static str, value: Option<T>) -> T {
@@ -35,10 +35,10 @@ fn enable(
     let target = required("target", target);
     report::ok(policies::check_mode(mode.as_deref().unwrap_or("sync"), sample_rate.unwrap_or(1.0)));
     let options = Options {
-        exclude_columns: names(exclude_columns),
-        mask_columns: names(mask_columns),
+        exclude_columns: names("exclude_columns", exclude_columns),
+        mask_columns: names("mask_columns", mask_columns),
         soft_delete_column,
-        require_context: names(require_context),
+        require_context: names("require_context", require_context),
         skip_unchanged: skip_unchanged.unwrap_or(false),
         snapshot: snapshot.unwrap_or(false),
     };
@@ -64,10 +64,10 @@ fn enable_schema(
 ) -> i32 {
     let schema = required("schema", schema);
     let options = Options {
-        exclude_columns: names(exclude_columns),
-        mask_columns: names(mask_columns),
+        exclude_columns: names("exclude_columns", exclude_columns),
+        mask_columns: names("mask_columns", mask_columns),
         soft_delete_column,
-        require_context: names(require_context),
+        require_context: names("require_context", require_context),
         skip_unchanged: skip_unchanged.unwrap_or(false),
         snapshot: snapshot.unwrap_or(false),
     };

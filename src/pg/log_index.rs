@@ -239,6 +239,11 @@ pub(super) unsafe fn insert_entries(
             } else {
                 pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO
             };
+            // From 17 on an access method's cache lives for one batch: BRIN never frees all of it, and keeps pins in it.
+            #[cfg(any(feature = "pg17", feature = "pg18"))]
+            {
+                (*index.info).ii_Context = pg_sys::CurrentMemoryContext;
+            }
             for &slot in slots {
                 if !index.holds(slot, &expressions) {
                     continue;
@@ -256,7 +261,10 @@ pub(super) unsafe fn insert_entries(
                 );
             }
             #[cfg(any(feature = "pg17", feature = "pg18"))]
-            pg_sys::index_insert_cleanup(relation, index.info);
+            {
+                pg_sys::index_insert_cleanup(relation, index.info);
+                (*index.info).ii_AmCache = std::ptr::null_mut();
+            }
         }
         expressions.end(indexes);
     }
