@@ -4,7 +4,8 @@ use std::cell::Cell;
 
 use audit_core::canonical::{Operation, Origin, Status};
 use audit_core::error::Error as CoreError;
-use audit_core::jsonb::{KeyBlock, Writer};
+use audit_core::jsonb::{KeyBlock, Mark, Writer};
+use pgrx::pg_sys::Datum;
 
 use crate::error::Error;
 use crate::layouts::{Column, Layout};
@@ -308,15 +309,8 @@ impl Column {
             return Ok(self.encoder.write(value, out)?);
         }
         let mark = out.mark();
-        let is_over = |size: usize| limit.is_some_and(|limit| size > limit);
-        let written = if self.encoder.text_size(value).is_some_and(is_over) {
-            Err(CoreError::TooLarge)
-        } else {
-            self.encoder.write(value, out)
-        };
-        let fits = match written {
-            // JSON text is never shorter than the value's own text but for a few deeply nested arrays.
-            Ok(()) => !is_over(out.value_text_len(&mark)) || !is_over(text_length(self.type_id, &self.encoder, value)),
+        let fits = match self.write_whole(value, limit, &mark, out) {
+            Ok(fits) => fits,
             Err(CoreError::TooLarge | CoreError::NotJsonb(_)) => false,
             Err(error) => return Err(error.into()),
         };
@@ -326,5 +320,26 @@ impl Column {
             out.digest(&sha256, length)?;
         }
         Ok(())
+    }
+
+    /// Writes the value, and says whether it is within the limit.
+    #[inline]
+    fn write_whole(
+        &self,
+        value: Datum,
+        limit: Option<usize>,
+        mark: &Mark,
+        out: &mut Writer,
+    ) -> Result<bool, CoreError> {
+        let Some(limit) = limit else {
+            self.encoder.write(value, out)?;
+            return Ok(true);
+        };
+        if self.encoder.text_size(value).is_some_and(|size| size > limit) {
+            return Ok(false);
+        }
+        self.encoder.write(value, out)?;
+        // JSON text is never shorter than the value's own text but for a few deeply nested arrays.
+        Ok(out.value_text_len(mark) <= limit || text_length(self.type_id, &self.encoder, value) <= limit)
     }
 }
