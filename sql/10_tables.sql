@@ -1,4 +1,4 @@
--- The tables of the log, and who may touch them. Functions are in 20_functions.sql, the view in 30_views.sql.
+-- The tables of the log, and who may touch them. Functions and the view are in 20_functions.sql.
 --
 -- Column order within changeset and event is physical order: fixed-width columns first, then the variable ones, so
 -- that a record carries no padding. The writer (src/store.rs) builds these tuples itself and refuses to write when the
