@@ -8,6 +8,8 @@ use crate::error::Error;
 
 pub(super) struct LeafIndex {
     pub(super) oid: pg_sys::Oid,
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    is_btree: bool,
     info: *mut pg_sys::IndexInfo,
     /// Attribute numbers of an index on plain columns, and the highest of them.
     columns: Option<(Vec<usize>, i32)>,
@@ -24,6 +26,23 @@ enum Filter {
 }
 
 impl LeafIndex {
+    /// Gives the access method memory for its cache, to be deleted after the batch, or by an ERROR.
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    unsafe fn begin_cache(&self) -> pg_sys::MemoryContext {
+        // SAFETY: the IndexInfo lives as long as the leaf; the context is a child of the current one.
+        unsafe {
+            let cache = pg_sys::AllocSetContextCreateInternal(
+                pg_sys::CurrentMemoryContext,
+                c"audit_ext index cache".as_ptr(),
+                pg_sys::ALLOCSET_SMALL_MINSIZE as usize,
+                pg_sys::ALLOCSET_SMALL_INITSIZE as usize,
+                pg_sys::ALLOCSET_SMALL_MAXSIZE as usize,
+            );
+            (*self.info).ii_Context = cache;
+            cache
+        }
+    }
+
     /// `FormIndexDatum`, with a short way for plain columns.
     unsafe fn form_key(
         &self,
@@ -168,9 +187,13 @@ pub(super) unsafe fn indexes(relation: pg_sys::Relation) -> Vec<LeafIndex> {
                 let index = pg_sys::index_open(oid, pg_sys::RowExclusiveLock as i32);
                 let info = pg_sys::BuildIndexInfo(index);
                 let unique = (*(*index).rd_index).indisunique;
+                #[cfg(any(feature = "pg17", feature = "pg18"))]
+                let is_btree = (*(*index).rd_rel).relam == pg_sys::BTREE_AM_OID;
                 pg_sys::index_close(index, pg_sys::NoLock as i32);
                 (*info).ii_ReadyForInserts.then(|| LeafIndex {
                     oid,
+                    #[cfg(any(feature = "pg17", feature = "pg18"))]
+                    is_btree,
                     info,
                     columns: plain_columns(info),
                     unique,
@@ -239,11 +262,10 @@ pub(super) unsafe fn insert_entries(
             } else {
                 pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO
             };
-            // From 17 on an access method's cache lives for one batch: BRIN never frees all of it, and keeps pins in it.
+            // From 17 on the cache of an access method such as BRIN lives for one batch, in memory of its own: it holds
+            // buffer pins, and BRIN never frees all of it.
             #[cfg(any(feature = "pg17", feature = "pg18"))]
-            {
-                (*index.info).ii_Context = pg_sys::CurrentMemoryContext;
-            }
+            let cache = (!index.is_btree).then(|| index.begin_cache());
             for &slot in slots {
                 if !index.holds(slot, &expressions) {
                     continue;
@@ -261,9 +283,10 @@ pub(super) unsafe fn insert_entries(
                 );
             }
             #[cfg(any(feature = "pg17", feature = "pg18"))]
-            {
+            if let Some(cache) = cache {
                 pg_sys::index_insert_cleanup(relation, index.info);
                 (*index.info).ii_AmCache = std::ptr::null_mut();
+                pg_sys::MemoryContextDelete(cache);
             }
         }
         expressions.end(indexes);
