@@ -176,13 +176,13 @@ pub(super) fn inherited_source(table: Oid) -> Result<Option<Oid>, Error> {
 
 pub(super) fn write_policy(target: Oid, inherited_from: Option<Oid>, options: &Options) -> Result<(), Error> {
     run(
-        "INSERT INTO audit.policy AS p (target, inherited_from, exclude_columns, mask_columns, soft_delete_column,
+        &format!(
+            "INSERT INTO audit.policy (target, inherited_from, exclude_columns, mask_columns, soft_delete_column,
             require_context, skip_unchanged)
          VALUES ($1, $2, $3, $4, $5, $6, $7)
          ON CONFLICT (target) DO UPDATE SET inherited_from = excluded.inherited_from,
-            exclude_columns = excluded.exclude_columns, mask_columns = excluded.mask_columns,
-            soft_delete_column = excluded.soft_delete_column, require_context = excluded.require_context,
-            skip_unchanged = excluded.skip_unchanged",
+            {REPLACE_OPTIONS}"
+        ),
         &[
             oid(target),
             inherited_from.into(),
@@ -206,29 +206,29 @@ pub(super) fn write_inherited(table: Oid, target: Oid, tables: &[Oid], options: 
 
 pub(super) fn copy_policy(table: Oid, source: Oid) -> Result<(), Error> {
     run(
-        "INSERT INTO audit.policy AS p (target, inherited_from, exclude_columns, mask_columns, soft_delete_column,
+        &format!(
+            "INSERT INTO audit.policy (target, inherited_from, exclude_columns, mask_columns, soft_delete_column,
             require_context, skip_unchanged)
          SELECT $1, $2, exclude_columns, mask_columns, soft_delete_column, require_context, skip_unchanged
          FROM audit.policy WHERE target = $2
          ON CONFLICT (target) DO UPDATE SET inherited_from = excluded.inherited_from,
-            exclude_columns = excluded.exclude_columns, mask_columns = excluded.mask_columns,
-            soft_delete_column = excluded.soft_delete_column, require_context = excluded.require_context,
-            skip_unchanged = excluded.skip_unchanged",
+            {REPLACE_OPTIONS}"
+        ),
         &[oid(table), oid(source)],
     )
 }
 
-pub(super) fn oid<'a>(value: Oid) -> DatumWithOid<'a> {
+fn oid<'a>(value: Oid) -> DatumWithOid<'a> {
     value.into()
 }
 
 /// Runs a statement of ours. The search_path is pg_catalog, so names and operators are PostgreSQL's own.
-pub(super) fn run(sql: &str, arguments: &[DatumWithOid]) -> Result<(), Error> {
+fn run(sql: &str, arguments: &[DatumWithOid]) -> Result<(), Error> {
     Spi::connect_mut(|client| client.update(sql, None, arguments).map(|_| ())).map_err(|_| SPI_FAILED)
 }
 
 /// The rows that `take` makes something of.
-pub(super) fn query<T>(
+fn query<T>(
     sql: &str,
     arguments: &[DatumWithOid],
     take: impl Fn(&pgrx::spi::SpiHeapTupleData) -> Result<Option<T>, pgrx::spi::Error>,
@@ -243,7 +243,12 @@ pub(super) fn query<T>(
     Spi::connect(rows).map_err(|_| SPI_FAILED)
 }
 
-pub(super) const SPI_FAILED: Error = Error::Internal("a query on the audit policy failed");
+const SPI_FAILED: Error = Error::Internal("a query on the audit policy failed");
+
+/// What an upsert does to the options that audit.policy and audit.schema_policy share.
+const REPLACE_OPTIONS: &str = "exclude_columns = excluded.exclude_columns, mask_columns = excluded.mask_columns,
+    soft_delete_column = excluded.soft_delete_column, require_context = excluded.require_context,
+    skip_unchanged = excluded.skip_unchanged";
 
 /// Drops the policy of a table, and of what follows it.
 pub(super) fn forget_policy(target: Oid) -> Result<(), Error> {
@@ -262,14 +267,14 @@ pub(super) fn write_schema_policy(
     options: &Options,
 ) -> Result<(), Error> {
     run(
-        "INSERT INTO audit.schema_policy AS p (schema_name, schema_id, include_future, exclude_columns, mask_columns,
+        &format!(
+            "INSERT INTO audit.schema_policy (schema_name, schema_id, include_future, exclude_columns, mask_columns,
             soft_delete_column, require_context, skip_unchanged)
          VALUES ($1, $8, $2, $3, $4, $5, $6, $7)
          ON CONFLICT (schema_name) DO UPDATE SET schema_id = excluded.schema_id,
             include_future = excluded.include_future,
-            exclude_columns = excluded.exclude_columns, mask_columns = excluded.mask_columns,
-            soft_delete_column = excluded.soft_delete_column, require_context = excluded.require_context,
-            skip_unchanged = excluded.skip_unchanged",
+            {REPLACE_OPTIONS}"
+        ),
         &[
             name.into(),
             include_future.into(),
