@@ -59,7 +59,8 @@ BEGIN ATOMIC
                r.schema_name, r.table_name, e.operation, e.action, e.status, e.resource, e.resource_id,
                e.row_image, e.old_values, e.details)::text
       FROM audit.event e LEFT JOIN audit.relation r ON r.id = e.relation_id
-     WHERE e.changeset_id = canonical.changeset_id AND e.seq = canonical.seq;
+     WHERE e.occurred_at = audit.changeset_time(canonical.changeset_id)
+       AND e.changeset_id = canonical.changeset_id AND e.seq = canonical.seq;
 END;
 COMMENT ON FUNCTION canonical(uuid, int) IS 'Text that an event''s checksum is taken over, after its salt: docs/format.md. NULL where there is no such event.';
 
@@ -90,9 +91,10 @@ BEGIN ATOMIC
                        || pg_catalog.convert_to(audit.canonical(c.id), 'UTF8'))
                    AND (SELECT pg_catalog.count(*) = c.event_count
                                AND audit.merkle_root(pg_catalog.array_agg(m.checksum ORDER BY m.seq)) = c.events_root
-                          FROM audit.event m WHERE m.changeset_id = c.id))
+                          FROM audit.event m WHERE m.changeset_id = c.id AND m.occurred_at = c.occurred_at))
       FROM audit.event e JOIN audit.changeset c ON c.id = e.changeset_id AND c.occurred_at = e.occurred_at
-     WHERE e.changeset_id = verify_event.changeset_id AND e.seq = verify_event.seq;
+     WHERE e.occurred_at = audit.changeset_time(verify_event.changeset_id)
+       AND e.changeset_id = verify_event.changeset_id AND e.seq = verify_event.seq;
 END;
 COMMENT ON FUNCTION verify_event(uuid, int) IS 'Whether an event is as it was written: its checksum, its changeset''s, and its place in the changeset''s Merkle root. False where there is no such event.';
 

@@ -146,5 +146,5 @@ fn merkle_root(leaves: Array<&[u8]>) -> Vec<u8> {
             })
         })
         .collect();
-    merkle::root(report::ok(leaves).into_iter()).to_vec()
+    report::ok(merkle::root(report::ok(leaves).into_iter()).map_err(Error::from)).to_vec()
 }

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use audit_core::canonical::{self, ContextRecord};
 use audit_core::context::parse_inet;
 use audit_core::jsonb::Writer;
 
@@ -78,6 +79,8 @@ pub struct Context {
     pub ip_address: Option<(Vec<u8>, Vec<u8>)>,
     /// The further keys as JSONB, and as its text.
     pub further: Option<Writer>,
+    /// These fields in the canonical text of a changeset.
+    pub canonical: Vec<u8>,
 }
 
 impl PartialEq for Context {
@@ -121,7 +124,23 @@ impl Context {
             object.json(json)?;
             context.further = Some(object);
         }
+        let mut text = Vec::new();
+        canonical::context(&context.record(), &mut text)?;
+        context.canonical = text;
         Ok(context)
+    }
+
+    fn record(&self) -> ContextRecord<'_> {
+        ContextRecord {
+            user_id: self.get(Key::UserId),
+            tenant_id: self.get(Key::TenantId),
+            request_id: self.get(Key::RequestId),
+            session_id: self.get(Key::SessionId),
+            ip_address: self.ip_address.as_ref().map(|(_, text)| text.as_slice()),
+            user_agent: self.get(Key::UserAgent),
+            reason: self.get(Key::Reason),
+            context: self.further.as_ref().map(Writer::text),
+        }
     }
 
     pub fn get(&self, key: Key) -> Option<&[u8]> {

@@ -10,6 +10,7 @@ mod context;
 mod datetime;
 mod ddl;
 mod error;
+mod facts;
 mod gucs;
 mod layouts;
 mod ledger;
@@ -32,4 +33,5 @@ pub extern "C-unwind" fn _PG_init() {
     gucs::init();
     pg::guc::init();
     pg::xact::init();
+    pg::hooks::init();
 }

@@ -209,20 +209,13 @@ pub fn put_changeset(changeset: &Changeset, closing: Option<(u64, [u8; 16])>, ba
     let era = era()?;
     let xid = session::transaction_id();
     let labels = labels()?;
-    let client = session::client();
-    let client_addr =
-        client.map(|(address, _)| session::inet_payload(address, if address.is_ipv4() { 32 } else { 128 }));
-    let client_port = client.map(|(_, port)| i32::from(port));
-    let session_role = session::role_name(changeset.roles.session);
-    let effective_role = session::role_name(changeset.roles.effective);
+    let facts = &changeset.facts;
     let further = context.further.as_ref();
     let events_root = changeset.frontier.root();
-    let application_name = Some(changeset.application_name.as_slice()).filter(|name| !name.is_empty());
 
     let checksum = match closing {
         None => None,
         Some((position, salt)) => {
-            let client_text = client_addr.as_deref().map(session::inet_text);
             let mut text = Vec::with_capacity(1024);
             canonical::changeset(
                 &ChangesetRecord {
@@ -231,20 +224,8 @@ pub fn put_changeset(changeset: &Changeset, closing: Option<(u64, [u8; 16])>, ba
                     era,
                     position: Some(position),
                     xid,
-                    user_id: context.get(Key::UserId),
-                    tenant_id: context.get(Key::TenantId),
-                    request_id: context.get(Key::RequestId),
-                    session_id: context.get(Key::SessionId),
-                    ip_address: context.ip_address.as_ref().map(|(_, text)| text.as_slice()),
-                    user_agent: context.get(Key::UserAgent),
-                    reason: context.get(Key::Reason),
-                    context: further.map(|further| further.text()),
-                    session_role: Some(&session_role),
-                    effective_role: Some(&effective_role),
-                    application_name,
-                    client_addr: client_text.as_deref(),
-                    client_port,
-                    backend_pid: session::backend_pid(),
+                    context: &context.canonical,
+                    session: &facts.canonical,
                     statement: changeset.statement.as_deref(),
                     origin: changeset.origin,
                     event_count: changeset.event_count,
@@ -263,7 +244,7 @@ pub fn put_changeset(changeset: &Changeset, closing: Option<(u64, [u8; 16])>, ba
     tuple.i32(era)?;
     tuple.i32(changeset.event_count)?;
     tuple.i32(session::backend_pid())?;
-    tuple.i32_or_null(client_port)?;
+    tuple.i32_or_null(facts.client_port)?;
     tuple.oid(labels.origins[changeset.origin as usize])?;
     tuple.uuid(&changeset.id)?;
     match closing {
@@ -276,12 +257,12 @@ pub fn put_changeset(changeset: &Changeset, closing: Option<(u64, [u8; 16])>, ba
         tuple.varlena(context.get(key))?;
     }
     tuple.varlena(context.ip_address.as_ref().map(|(payload, _)| payload.as_slice()))?;
-    tuple.varlena(client_addr.as_deref())?;
+    tuple.varlena(facts.client_addr.as_deref())?;
     tuple.varlena(context.get(Key::UserAgent))?;
     tuple.varlena(context.get(Key::Reason))?;
-    tuple.varlena(Some(&session_role))?;
-    tuple.varlena(Some(&effective_role))?;
-    tuple.varlena(application_name)?;
+    tuple.varlena(Some(&facts.session_role))?;
+    tuple.varlena(Some(&facts.effective_role))?;
+    tuple.varlena(facts.application_name())?;
     tuple.varlena(changeset.statement.as_deref())?;
     tuple.varlena(further.map(|further| further.jsonb()))?;
     tuple.finish();

@@ -18,10 +18,11 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use crate::context::{Context, Keys};
 use crate::error::Error;
+use crate::facts::Facts;
 use crate::layouts::{self, Layout};
 use crate::pg::session::{self, Roles};
 use crate::pg::tuple::Batch;
-use crate::pg::{guc, log_table};
+use crate::pg::{guc, hooks, log_table};
 use crate::{gucs, store};
 
 /// Events wait for the end of the statement up to this many bytes, then they are inserted: enough for a hundred
@@ -64,8 +65,8 @@ pub struct Changeset {
     pub occurred_at: i64,
     pub origin: Origin,
     pub roles: Roles,
+    pub facts: Rc<Facts>,
     pub context: Rc<Context>,
-    pub application_name: Vec<u8>,
     pub statement: Option<Vec<u8>>,
     pub event_count: i32,
     pub frontier: Frontier,
@@ -131,7 +132,7 @@ pub fn begin_event(origin: Origin) -> Result<Keys, Error> {
 fn change_changeset(generation: u64, roles: Roles, origin: Origin) -> Result<Keys, Error> {
     let context = Context::current()?;
     let occurred_at = session::clock();
-    let application_name = session::application_name();
+    let facts = Facts::current(roles)?;
     let statement = if gucs::log_statement() { session::statement() } else { None };
     let present = context.present;
     let subtransaction = session::current_subtransaction();
@@ -153,8 +154,8 @@ fn change_changeset(generation: u64, roles: Roles, origin: Origin) -> Result<Key
                     occurred_at,
                     origin,
                     roles,
+                    facts,
                     context,
-                    application_name,
                     statement,
                     event_count: 0,
                     frontier: Frontier::new(),
@@ -172,7 +173,7 @@ pub fn record(event: &Event) -> Result<(), Error> {
     let subtransaction = session::current_subtransaction();
     let labels = store::labels()?;
     let is_full = STATE.with_borrow_mut(|state| state.append(event, subtransaction, &labels))?;
-    if is_full { flush() } else { Ok(()) }
+    if is_full || hooks::is_unseen_statement() { flush() } else { Ok(()) }
 }
 
 /// Inserts the events that the current sub-transaction captured.
@@ -253,6 +254,7 @@ pub fn ended(end: End) {
         forget_cached_rows();
     }
     crate::suspension::transaction_ended(end);
+    hooks::transaction_ended();
 }
 
 /// Nothing here can fail.
@@ -356,7 +358,7 @@ impl State {
         let is_full = batch.bytes() >= BATCH_BYTES;
 
         let changeset = &mut self.changesets[index];
-        changeset.frontier.push(&checksum);
+        changeset.frontier.push(&checksum)?;
         changeset.event_count += 1;
         self.next_seq = next_seq;
         Ok(is_full)

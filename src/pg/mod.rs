@@ -9,6 +9,7 @@
 #![allow(unsafe_code)]
 
 pub mod args;
+pub mod brin;
 pub mod catalog;
 pub mod compare;
 pub mod composite;
@@ -16,17 +17,19 @@ pub mod definition;
 pub mod encode;
 pub mod entry;
 pub mod env;
+pub mod expression_index;
 pub mod generated;
 pub mod guc;
 pub mod heap;
+pub mod hooks;
 pub mod log_index;
 pub mod log_partition;
 pub mod log_table;
 pub mod relation;
 pub mod report;
 pub mod session;
-
 pub mod table_triggers;
 pub mod trigger;
 pub mod tuple;
+pub mod unguarded;
 pub mod xact;

@@ -1,12 +1,12 @@
 //! Facts of the session and the transaction.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::ffi::CStr;
 use std::rc::Rc;
 
 use pgrx::pg_sys;
 
-use super::catalog;
+use super::{catalog, unguarded};
 use crate::error::Error;
 
 /// This library's version: the extension in the database must be of the same.
@@ -17,18 +17,6 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub fn switch_off_backtraces() {
     // SAFETY: called when the library is loaded, by a process with one thread.
     unsafe { std::env::set_var("RUST_LIB_BACKTRACE", "0") };
-}
-
-/// Functions that read a variable of the backend and cannot fail: without the guard for errors, which costs more than
-/// they do and is paid for each row.
-mod unguarded {
-    use pgrx::pg_sys;
-
-    unsafe extern "C-unwind" {
-        pub fn GetSessionUserId() -> pg_sys::Oid;
-        pub fn GetUserId() -> pg_sys::Oid;
-        pub fn GetCurrentSubTransactionId() -> pg_sys::SubTransactionId;
-    }
 }
 
 /// Who the change is made as: the session's role and the one in effect.
@@ -43,45 +31,26 @@ pub fn roles() -> Roles {
     unsafe { Roles { session: unguarded::GetSessionUserId(), effective: unguarded::GetUserId() } }
 }
 
-thread_local! {
-    static ROLE_NAMES: RefCell<Vec<(pg_sys::Oid, Rc<[u8]>)>> = const { RefCell::new(Vec::new()) };
-}
-
 /// A role's name; its oid as text where it was dropped meanwhile.
 pub fn role_name(role: pg_sys::Oid) -> Rc<[u8]> {
-    let known =
-        ROLE_NAMES.with_borrow(|names| names.iter().find(|(oid, _)| *oid == role).map(|(_, name)| name.clone()));
-    if let Some(name) = known {
-        return name;
-    }
     // SAFETY: a catalog look-up that gives null for an unknown role.
-    let name: Rc<[u8]> = unsafe {
+    unsafe {
         let name = pg_sys::GetUserNameFromId(role, true);
         if name.is_null() {
             role.to_u32().to_string().as_bytes().into()
         } else {
             CStr::from_ptr(name).to_bytes().into()
         }
-    };
-    ROLE_NAMES.with_borrow_mut(|names| names.push((role, name.clone())));
-    name
+    }
 }
 
-/// PostgreSQL's word that roles may have changed.
-pub fn forget_role_names() {
-    ROLE_NAMES.with(|names| {
-        // Borrowed only between calls into PostgreSQL, so it is free here.
-        if let Ok(mut names) = names.try_borrow_mut() {
-            names.clear();
-        }
-    });
-}
-
-pub fn application_name() -> Vec<u8> {
-    // SAFETY: the variable is a C string, or null before it is set.
+/// The application's name until it is next set; empty where there is none.
+pub fn application_name() -> &'static [u8] {
+    // SAFETY: the variable is a C string, or null before it is set. The caller keeps the text for no longer than until
+    // PostgreSQL runs again.
     unsafe {
         let name = pg_sys::application_name;
-        if name.is_null() { Vec::new() } else { CStr::from_ptr(name).to_bytes().to_vec() }
+        if name.is_null() { b"" } else { CStr::from_ptr(name).to_bytes() }
     }
 }
 

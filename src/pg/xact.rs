@@ -6,8 +6,8 @@ use std::ffi::c_void;
 
 use pgrx::{pg_guard, pg_sys};
 
-use super::{composite, log_table, report, session};
-use crate::{layouts, transaction};
+use super::{composite, log_table, report};
+use crate::{facts, layouts, transaction};
 
 /// Registers the callbacks, once per process.
 pub fn init() {
@@ -61,7 +61,7 @@ unsafe extern "C-unwind" fn at_relation_change(_argument: pg_sys::Datum, relatio
 
 #[pg_guard]
 unsafe extern "C-unwind" fn at_role_change(_argument: pg_sys::Datum, _cache: std::ffi::c_int, _hash: u32) {
-    session::forget_role_names();
+    facts::forget();
 }
 
 /// A schema's name is part of each layout of its tables; a cast to json decides how a type is written.
