@@ -14,6 +14,7 @@ mod facts;
 mod gucs;
 mod layouts;
 mod ledger;
+mod pending;
 mod pg;
 mod policies;
 mod store;

@@ -1,8 +1,8 @@
 //! What this transaction has recorded so far: its changesets, the next sequence number, the events not yet in the log,
 //! and how to go back when a sub-transaction is rolled back.
 //!
-//! Events carry the sub-transaction that captured them, and are inserted only by that same one: inserted by an inner
-//! one they would vanish with it. The changeset rows are written last, before commit or prepare.
+//! Events wait in `pending.rs` until commit, or until somebody reads the log. The changeset rows are written last, before
+//! commit or prepare.
 //!
 //! The state is borrowed only between calls into PostgreSQL, never across one that may run a user's code.
 
@@ -13,6 +13,7 @@ use audit_core::canonical::{self, EventRecord, Operation, Origin, Status};
 use audit_core::checksum;
 use audit_core::merkle::Frontier;
 use audit_core::uuid7;
+use pgrx::pg_sys::Oid;
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
@@ -20,14 +21,12 @@ use crate::context::{Context, Keys};
 use crate::error::Error;
 use crate::facts::Facts;
 use crate::layouts::{self, Layout};
+use crate::pending::Pending;
 use crate::pg::session::{self, Roles};
 use crate::pg::tuple::Batch;
-use crate::pg::{guc, hooks, log_table};
+use crate::pg::{guc, log_table};
 use crate::{gucs, store};
 
-/// Events wait for the end of the statement up to this many bytes, then they are inserted: enough for a hundred
-/// events in one multi-insert, and small beside what a backend uses anyway.
-const BATCH_BYTES: usize = 64 * 1024;
 /// Memory kept between statements.
 const KEEP_BYTES: usize = 1024 * 1024;
 
@@ -79,13 +78,6 @@ struct Savepoint {
     changesets: Vec<(i32, Frontier)>,
 }
 
-/// Events captured in one sub-transaction, of one `occurred_at`, not yet in the log.
-struct Pending {
-    subtransaction: u32,
-    occurred_at: i64,
-    batch: Batch,
-}
-
 #[derive(Default)]
 struct State {
     changesets: Vec<Changeset>,
@@ -93,8 +85,9 @@ struct State {
     current: Option<(usize, u64, Roles, Origin)>,
     next_seq: i32,
     savepoints: Vec<Savepoint>,
-    pending: Vec<Pending>,
-    spare: Option<Batch>,
+    pending: Pending,
+    /// Memory for the changesets' tuples.
+    closing: Batch,
     /// Sub-transactions that wrote rows which caches rely on.
     cached_rows: Vec<u32>,
     is_closed: bool,
@@ -173,16 +166,37 @@ pub fn record(event: &Event) -> Result<(), Error> {
     let subtransaction = session::current_subtransaction();
     let labels = store::labels()?;
     let is_full = STATE.with_borrow_mut(|state| state.append(event, subtransaction, &labels))?;
-    if is_full || hooks::is_unseen_statement() { flush() } else { Ok(()) }
+    if is_full { flush() } else { Ok(()) }
 }
 
 /// Inserts the events that the current sub-transaction captured.
 pub fn flush() -> Result<(), Error> {
+    insert_pending(false)
+}
+
+/// Whether events wait that a query of these relations would have to see.
+pub fn waits_for(mut relations: impl Iterator<Item = Oid>) -> bool {
+    let times: Vec<i64> = STATE.with_borrow(|state| state.pending.times().collect());
+    !times.is_empty()
+        && relations.any(|relation| times.iter().any(|&time| log_table::holds(&store::EVENT, time, relation)))
+}
+
+/// Whether any event waits.
+pub fn has_pending() -> bool {
+    STATE.with_borrow(|state| !state.pending.is_empty())
+}
+
+/// Has all events of this transaction in the log, to be read there.
+pub fn show() -> Result<(), Error> {
+    insert_pending(true)
+}
+
+fn insert_pending(all: bool) -> Result<(), Error> {
     let subtransaction = session::current_subtransaction();
-    while let Some(mut pending) = STATE.with_borrow_mut(|state| state.take_pending(subtransaction)) {
-        log_table::insert(&store::EVENT, pending.occurred_at, &mut pending.batch)?;
-        pending.batch.clear(KEEP_BYTES);
-        STATE.with_borrow_mut(|state| state.spare = Some(pending.batch));
+    while let Some(due) = STATE.with_borrow_mut(|state| state.pending.next_due(subtransaction, all)) {
+        log_table::insert(&store::EVENT, due.occurred_at, due.command, &due.batch)?;
+        drop(due.batch);
+        STATE.with_borrow_mut(|state| state.pending.settle());
     }
     Ok(())
 }
@@ -200,14 +214,15 @@ pub fn before_commit() -> Result<(), Error> {
         std::mem::take(&mut state.changesets)
     });
     let position = session::wal_position();
-    let mut batch = STATE.with_borrow_mut(|state| state.spare.take()).unwrap_or_default();
+    let mut batch = STATE.with_borrow_mut(|state| std::mem::take(&mut state.closing));
+    let command = session::current_command();
     for changeset in changesets.iter().filter(|changeset| changeset.event_count > 0) {
         store::put_changeset(changeset, Some((position, random_salt()?)), &mut batch)?;
-        log_table::insert(&store::CHANGESET, changeset.occurred_at, &mut batch)?;
+        log_table::insert(&store::CHANGESET, changeset.occurred_at, command, &batch)?;
         batch.clear(KEEP_BYTES);
     }
     STATE.with_borrow_mut(|state| {
-        state.spare = Some(batch);
+        state.closing = batch;
         // Only for its memory.
         state.changesets = changesets;
         state.changesets.clear();
@@ -254,7 +269,6 @@ pub fn ended(end: End) {
         forget_cached_rows();
     }
     crate::suspension::transaction_ended(end);
-    hooks::transaction_ended();
 }
 
 /// Nothing here can fail.
@@ -353,40 +367,18 @@ impl State {
             checksum,
         };
         let occurred_at = changeset.occurred_at;
-        let batch = self.batch(subtransaction, occurred_at);
+        let batch = self.pending.batch(subtransaction, occurred_at, event.command)?;
         store::put_event(&sealed, labels, batch)?;
-        let is_full = batch.bytes() >= BATCH_BYTES;
 
         let changeset = &mut self.changesets[index];
         changeset.frontier.push(&checksum)?;
         changeset.event_count += 1;
         self.next_seq = next_seq;
-        Ok(is_full)
-    }
-
-    fn batch(&mut self, subtransaction: u32, occurred_at: i64) -> &mut Batch {
-        let fits = self
-            .pending
-            .last()
-            .is_some_and(|last| last.subtransaction == subtransaction && last.occurred_at == occurred_at);
-        if !fits {
-            let batch = self.spare.take().unwrap_or_default();
-            self.pending.push(Pending { subtransaction, occurred_at, batch });
-        }
-        let last = self.pending.len() - 1;
-        &mut self.pending[last].batch
-    }
-
-    fn take_pending(&mut self, subtransaction: u32) -> Option<Pending> {
-        let from = self.pending.iter().rposition(|pending| pending.subtransaction != subtransaction);
-        let first = from.map_or(0, |position| position + 1);
-        (first < self.pending.len()).then(|| self.pending.remove(first))
+        Ok(self.pending.is_full())
     }
 
     fn merge(&mut self, id: u32, parent: u32) {
-        for pending in self.pending.iter_mut().rev().take_while(|pending| pending.subtransaction == id) {
-            pending.subtransaction = parent;
-        }
+        self.pending.subtransaction_committed(id, parent);
         for subtransaction in self.cached_rows.iter_mut().rev().take_while(|subtransaction| **subtransaction == id) {
             *subtransaction = parent;
         }
@@ -402,9 +394,7 @@ impl State {
 
     /// Whether rows that caches rely on went with it.
     fn roll_back(&mut self, id: u32) -> bool {
-        while self.pending.last().is_some_and(|pending| pending.subtransaction == id) {
-            self.pending.pop();
-        }
+        self.pending.subtransaction_aborted(id);
         let mut forget = false;
         while self.cached_rows.last() == Some(&id) {
             self.cached_rows.pop();

@@ -71,14 +71,20 @@ pub fn invalidate(relation: Option<pg_sys::Oid>) {
     });
 }
 
-/// Inserts the batch's tuples into the partition that holds `occurred_at`.
-pub fn insert(definition: &'static Definition, occurred_at: i64, batch: &mut Batch) -> Result<(), Error> {
+/// Inserts the batch's tuples into the partition that holds `occurred_at`, as `command` did it.
+pub fn insert(definition: &'static Definition, occurred_at: i64, command: u32, batch: &Batch) -> Result<(), Error> {
     loop {
         let leaf = leaf_for(definition, occurred_at)?;
-        if leaf.insert(batch)? {
+        if leaf.insert(command, batch)? {
             return Ok(());
         }
     }
+}
+
+/// Whether a query of the relation reads the partition that holds `occurred_at`. Not so where there is none: the insert
+/// will say.
+pub fn holds(definition: &'static Definition, occurred_at: i64, relation: pg_sys::Oid) -> bool {
+    leaf_for(definition, occurred_at).is_ok_and(|leaf| leaf.table == relation || leaf.parent == relation)
 }
 
 fn leaf_for(definition: &'static Definition, occurred_at: i64) -> Result<Rc<Leaf>, Error> {
@@ -155,7 +161,7 @@ impl Leaf {
     }
 
     /// False where what was looked up is no longer so, and nothing was inserted.
-    fn insert(&self, batch: &mut Batch) -> Result<bool, Error> {
+    fn insert(&self, command: u32, batch: &Batch) -> Result<bool, Error> {
         let mut tuples = batch.heap_tuples(self.table)?;
         let mut slots = self.slots.take();
         // SAFETY: the partition was checked to be a heap with the columns of the tuples. The slots are ours alone while
@@ -164,7 +170,7 @@ impl Leaf {
         unsafe {
             self.fill_slots(&mut slots, &mut tuples);
             let slots = &mut slots[..tuples.len()];
-            let relation = match guarded(|| self.insert_plain(&mut tuples, slots)) {
+            let relation = match guarded(|| self.insert_plain(command, &mut tuples, slots)) {
                 Outcome::Inserted(relation) => relation,
                 Outcome::Stale => return Ok(false),
                 Outcome::IndexMissing(oid) => return Err(Error::NoSuchTable { oid: oid.to_u32() }),
@@ -184,6 +190,7 @@ impl Leaf {
     /// To be called inside `guarded`, with a slot for each tuple.
     unsafe fn insert_plain(
         &self,
+        command: u32,
         tuples: &mut [pg_sys::HeapTupleData],
         slots: &mut [*mut pg_sys::TupleTableSlot],
     ) -> Outcome {
@@ -200,7 +207,6 @@ impl Leaf {
                 return Outcome::Stale;
             }
             self.busy.set(true);
-            let command = unguarded::GetCurrentCommandId(true);
             if let ([tuple], [slot]) = (&mut *tuples, &mut *slots) {
                 unguarded::heap_insert(relation, tuple, command, 0, std::ptr::null_mut());
                 (**slot).tts_tid = tuple.t_self;

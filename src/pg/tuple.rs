@@ -1,6 +1,8 @@
 //! Heap tuples of the log, built in place: header, null bitmap and columns exactly as `heap_form_tuple` lays them out
 //! (PostgreSQL, `access/htup_details.h`), in one buffer per batch.
 
+use std::cell::Cell;
+
 use audit_core::error::Error as CoreError;
 use pgrx::pg_sys;
 
@@ -17,7 +19,8 @@ const SHORT_MAX: usize = 127;
 /// Tuples waiting to be inserted into one table.
 #[derive(Default)]
 pub struct Batch {
-    words: Vec<u64>,
+    /// Cells, since an insert writes transaction ids into the tuples' headers.
+    words: Vec<Cell<u64>>,
     used: usize,
     tuples: Vec<(usize, usize)>,
 }
@@ -36,6 +39,18 @@ impl Batch {
         }
     }
 
+    /// Appends the tuples of another batch.
+    pub fn append(&mut self, other: &Batch) -> Result<(), CoreError> {
+        let used = other.used.next_multiple_of(WORD);
+        self.tuples.try_reserve(other.tuples.len()).map_err(|_| CoreError::OutOfMemory)?;
+        self.reserve(used)?;
+        let start = self.used / WORD;
+        self.words[start..start + used / WORD].clone_from_slice(&other.words[..used / WORD]);
+        self.tuples.extend(other.tuples.iter().map(|&(at, length)| (self.used + at, length)));
+        self.used += used;
+        Ok(())
+    }
+
     /// Starts a tuple of `columns` columns; then one call per column in order, and [`TupleWriter::finish`].
     pub fn tuple(&mut self, columns: usize) -> Result<TupleWriter<'_>, CoreError> {
         let start = self.used;
@@ -51,8 +66,8 @@ impl Batch {
     }
 
     /// The tuples as PostgreSQL's functions take them. They point into the batch.
-    pub fn heap_tuples(&mut self, table: pg_sys::Oid) -> Result<Vec<pg_sys::HeapTupleData>, CoreError> {
-        let base = self.words.as_mut_ptr().cast::<u8>();
+    pub fn heap_tuples(&self, table: pg_sys::Oid) -> Result<Vec<pg_sys::HeapTupleData>, CoreError> {
+        let base = self.words.as_ptr().cast_mut().cast::<u8>();
         let mut tuples = Vec::new();
         tuples.try_reserve_exact(self.tuples.len()).map_err(|_| CoreError::OutOfMemory)?;
         tuples.extend(self.tuples.iter().map(|&(start, length)| pg_sys::HeapTupleData {
@@ -85,7 +100,7 @@ impl Batch {
         let words = needed.max(self.words.len() * 2).max(MIN_BYTES / WORD);
         let words = if self.words.try_reserve_exact(words - self.words.len()).is_ok() { words } else { needed };
         self.words.try_reserve_exact(words - self.words.len()).map_err(|_| CoreError::OutOfMemory)?;
-        self.words.resize(words, 0);
+        self.words.resize(words, Cell::new(0));
         Ok(())
     }
 

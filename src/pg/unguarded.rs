@@ -19,7 +19,7 @@ unsafe extern "C-unwind" {
     pub fn HeapTupleHeaderGetCmax(tuple: pg_sys::HeapTupleHeader) -> pg_sys::CommandId;
 
     // Hooks pass on to these.
-    pub fn standard_ExecutorFinish(query: *mut pg_sys::QueryDesc);
+    pub fn standard_ExecutorStart(query: *mut pg_sys::QueryDesc, flags: i32);
     pub fn standard_ProcessUtility(
         statement: *mut pg_sys::PlannedStmt,
         query: *const std::ffi::c_char,
@@ -35,7 +35,6 @@ unsafe extern "C-unwind" {
     pub fn LockRelationOid(relation: pg_sys::Oid, mode: pg_sys::LOCKMODE);
     pub fn RelationIdGetRelation(relation: pg_sys::Oid) -> pg_sys::Relation;
     pub fn relation_close(relation: pg_sys::Relation, mode: pg_sys::LOCKMODE);
-    pub fn GetCurrentCommandId(used: bool) -> pg_sys::CommandId;
     pub fn heap_insert(
         table: pg_sys::Relation,
         tuple: pg_sys::HeapTuple,
