@@ -183,7 +183,12 @@ fn label(enum_name: &'static std::ffi::CStr, label: &str) -> Result<Oid, Error> 
 /// Appends the event's tuple to the batch.
 pub fn put_event(sealed: &SealedEvent, labels: &Labels, batch: &mut Batch) -> Result<(), Error> {
     let event = sealed.event;
-    let mut tuple = batch.tuple(EVENT.columns.len())?;
+    let texts = [event.resource_id, event.action, event.resource];
+    let images = [event.row_image, event.old_values, event.details];
+    let payload = texts.iter().flatten().map(|text| text.len()).sum::<usize>()
+        + images.iter().flatten().map(|image| image.jsonb.len()).sum::<usize>()
+        + sealed.checksum.len();
+    let mut tuple = batch.tuple(EVENT.columns.len(), payload)?;
     tuple.i64(sealed.occurred_at)?;
     tuple.i32(sealed.seq)?;
     tuple.i32(event.command as i32)?;
@@ -237,7 +242,23 @@ pub fn put_changeset(changeset: &Changeset, closing: Option<(u64, [u8; 16])>, ba
         }
     };
 
-    let mut tuple = batch.tuple(CHANGESET.columns.len())?;
+    let texts = [
+        context.get(Key::UserId),
+        context.get(Key::TenantId),
+        context.get(Key::RequestId),
+        context.get(Key::SessionId),
+        context.ip_address.as_ref().map(|(payload, _)| payload.as_slice()),
+        facts.client_addr.as_deref(),
+        context.get(Key::UserAgent),
+        context.get(Key::Reason),
+        Some(&*facts.session_role),
+        Some(&*facts.effective_role),
+        facts.application_name(),
+        changeset.statement.as_deref(),
+        further.map(|further| further.jsonb()),
+    ];
+    let payload = texts.iter().flatten().map(|text| text.len()).sum::<usize>() + 2 * events_root.len();
+    let mut tuple = batch.tuple(CHANGESET.columns.len(), payload)?;
     tuple.i64(changeset.occurred_at)?;
     tuple.i64_or_null(closing.map(|(position, _)| position as i64))?;
     tuple.i64(xid as i64)?;
@@ -253,18 +274,9 @@ pub fn put_changeset(changeset: &Changeset, closing: Option<(u64, [u8; 16])>, ba
     }
     tuple.varlena(Some(&events_root))?;
     tuple.varlena(checksum.as_ref().map(|checksum| checksum.as_slice()))?;
-    for key in [Key::UserId, Key::TenantId, Key::RequestId, Key::SessionId] {
-        tuple.varlena(context.get(key))?;
+    for text in texts {
+        tuple.varlena(text)?;
     }
-    tuple.varlena(context.ip_address.as_ref().map(|(payload, _)| payload.as_slice()))?;
-    tuple.varlena(facts.client_addr.as_deref())?;
-    tuple.varlena(context.get(Key::UserAgent))?;
-    tuple.varlena(context.get(Key::Reason))?;
-    tuple.varlena(Some(&facts.session_role))?;
-    tuple.varlena(Some(&facts.effective_role))?;
-    tuple.varlena(facts.application_name())?;
-    tuple.varlena(changeset.statement.as_deref())?;
-    tuple.varlena(further.map(|further| further.jsonb()))?;
     tuple.finish();
     Ok(())
 }
