@@ -166,7 +166,7 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON TABLE event IS 'One recorded fact: a row change, a failure, an application action. Written by the statement that it records; append-only.';
+COMMENT ON TABLE event IS 'One recorded fact: a row change, a failure, an application action. Written in the transaction that it records; append-only.';
 COMMENT ON COLUMN event.occurred_at IS 'The changeset''s occurred_at.';
 COMMENT ON COLUMN event.seq IS 'Counts the events of the transaction, from 0, without gaps.';
 COMMENT ON COLUMN event.command IS 'Command id that made the row version: cmin of the new one, cmax of a deleted one.';

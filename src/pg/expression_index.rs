@@ -11,15 +11,17 @@ use crate::error::Error;
 /// Inserts the tuples' entries into those of the indexes that are not on plain columns.
 ///
 /// # Safety
-/// The table is open and locked, the indexes are its own, each slot holds a tuple of it, which is in the table, and its tid.
+/// The table is locked, the indexes are its own, each slot holds a tuple of it, which is in the table, and its tid.
 pub(super) unsafe fn insert_entries(
     indexes: &[LeafIndex],
-    table: pg_sys::Relation,
+    table: pg_sys::Oid,
     slots: &[*mut pg_sys::TupleTableSlot],
 ) -> Result<(), Error> {
     if indexes.iter().all(LeafIndex::is_plain) {
         return Ok(());
     }
+    let gone = |oid: pg_sys::Oid| Error::NoSuchTable { oid: oid.to_u32() };
+    let table = Opened::known(table, pg_sys::RowExclusiveLock).ok_or_else(|| gone(table))?;
     let mut key = Key::new();
     // SAFETY: as above; the executor state lives from here to the end of this function, or until an ERROR frees its
     // memory context.
@@ -27,9 +29,7 @@ pub(super) unsafe fn insert_entries(
         let snapshot = ActiveSnapshot::ensure();
         let state = pg_sys::CreateExecutorState();
         for index in indexes.iter().filter(|index| !index.is_plain()) {
-            let Some(opened) = Opened::known(index.oid, pg_sys::RowExclusiveLock) else {
-                return Err(Error::NoSuchTable { oid: index.oid.to_u32() });
-            };
+            let opened = Opened::known(index.oid, pg_sys::RowExclusiveLock).ok_or_else(|| gone(index.oid))?;
             let relation = opened.relation().0;
             (*index.info).ii_ExpressionsState = std::ptr::null_mut();
             (*index.info).ii_PredicateState = std::ptr::null_mut();
@@ -40,7 +40,7 @@ pub(super) unsafe fn insert_entries(
                 }
                 let (values, nulls) = (key.values.as_mut_ptr(), key.nulls.as_mut_ptr());
                 pg_sys::FormIndexDatum(index.info, slot, state, values, nulls);
-                guarded(|| index.insert(relation, table, slot, &mut key));
+                guarded(|| index.insert(relation, table.relation().0, slot, &mut key));
             }
             guarded(|| index.end(relation));
             // Nothing may point into the state's memory.

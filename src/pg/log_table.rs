@@ -35,8 +35,7 @@ struct Leaf {
 }
 
 enum Outcome {
-    /// Into this table, which is open.
-    Inserted(pg_sys::Relation),
+    Inserted,
     /// What was looked up is no longer so; nothing was inserted.
     Stale,
     /// The tuples are in the table, but this index is gone: an error.
@@ -170,14 +169,12 @@ impl Leaf {
         unsafe {
             self.fill_slots(&mut slots, &mut tuples);
             let slots = &mut slots[..tuples.len()];
-            let relation = match guarded(|| self.insert_plain(command, &mut tuples, slots)) {
-                Outcome::Inserted(relation) => relation,
+            match guarded(|| self.insert_plain(command, &mut tuples, slots)) {
+                Outcome::Inserted => {}
                 Outcome::Stale => return Ok(false),
                 Outcome::IndexMissing(oid) => return Err(Error::NoSuchTable { oid: oid.to_u32() }),
-            };
-            let inserted = expression_index::insert_entries(&self.indexes, relation, slots);
-            pg_sys::relation_close(relation, pg_sys::NoLock as i32);
-            inserted?;
+            }
+            expression_index::insert_entries(&self.indexes, self.table, slots)?;
         }
         self.busy.set(false);
         self.slots.replace(slots);
@@ -214,10 +211,9 @@ impl Leaf {
                 let count = slots.len() as i32;
                 unguarded::heap_multi_insert(relation, slots.as_mut_ptr(), count, command, 0, std::ptr::null_mut());
             }
-            match log_index::insert_entries(&self.indexes, relation, slots) {
-                None => Outcome::Inserted(relation),
-                Some(missing) => Outcome::IndexMissing(missing),
-            }
+            let missing = log_index::insert_entries(&self.indexes, relation, slots);
+            unguarded::relation_close(relation, pg_sys::NoLock as i32);
+            missing.map_or(Outcome::Inserted, Outcome::IndexMissing)
         }
     }
 

@@ -98,7 +98,7 @@ pub fn client() -> Option<(std::net::IpAddr, u16)> {
 /// The clock, in microseconds since 2000-01-01 as PostgreSQL counts.
 pub fn clock() -> i64 {
     // SAFETY: reads the clock.
-    unsafe { pg_sys::GetCurrentTimestamp() }
+    unsafe { unguarded::GetCurrentTimestamp() }
 }
 
 /// PostgreSQL's time in microseconds since the Unix epoch.
@@ -125,7 +125,7 @@ pub fn transaction_id() -> u64 {
 
 pub fn wal_position() -> u64 {
     // SAFETY: reads shared memory.
-    unsafe { pg_sys::GetXLogInsertRecPtr() }
+    unsafe { unguarded::GetXLogInsertRecPtr() }
 }
 
 pub fn system_identifier() -> u64 {

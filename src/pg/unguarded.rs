@@ -11,10 +11,12 @@ use pgrx::pg_sys;
 pub use pg_sys::ffi::pg_guard_ffi_boundary as guarded;
 
 unsafe extern "C-unwind" {
-    // Reads of the backend's variables, which cannot fail.
+    // Reads of variables and of the clock, which cannot fail.
     pub fn GetSessionUserId() -> pg_sys::Oid;
     pub fn GetUserId() -> pg_sys::Oid;
     pub fn GetCurrentSubTransactionId() -> pg_sys::SubTransactionId;
+    pub fn GetCurrentTimestamp() -> pg_sys::TimestampTz;
+    pub fn GetXLogInsertRecPtr() -> pg_sys::XLogRecPtr;
     pub fn HeapTupleHeaderGetCmin(tuple: pg_sys::HeapTupleHeader) -> pg_sys::CommandId;
     pub fn HeapTupleHeaderGetCmax(tuple: pg_sys::HeapTupleHeader) -> pg_sys::CommandId;
 

@@ -418,9 +418,8 @@ def test_no_space(new_cluster, full):
     )
     conn.execute(f"CREATE TABLESPACE small LOCATION '{mount_point}/space'")
     if full == "indexes":
-        indexes = "SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid = 'audit.event_default'::regclass"
-        for (name,) in conn.execute(indexes).fetchall():
-            conn.execute(f"ALTER INDEX {name} SET TABLESPACE small")
+        # The log's own indexes hardly grow; one that an administrator adds does.
+        conn.execute("CREATE INDEX ON audit.event (changeset_id, seq) TABLESPACE small")
     else:
         conn.execute(f"ALTER TABLE audit.{full}_default SET TABLESPACE small")
     # Many rows for the events, many transactions with a long reason for the changesets.
