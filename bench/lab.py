@@ -83,10 +83,14 @@ class Lab:
         self.admin.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
         return name
 
+    def copy(self, state, variant):
+        """A fresh copy of the state with the variant's trail."""
+        return self._create(self._template(state, variant))
+
     @contextmanager
     def database(self, state, variant):
-        """A fresh copy of the state with the variant's trail; dropped afterwards."""
-        name = self._create(self._template(state, variant))
+        """A copy that is dropped afterwards."""
+        name = self.copy(state, variant)
         try:
             yield name
         finally:
