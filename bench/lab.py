@@ -6,6 +6,8 @@ begin with equal tables, indexes and hint bits, and an empty log.
 """
 
 import itertools
+import os
+import platform
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +54,24 @@ class Lab:
 
     def connect(self, dbname, variant, **settings):
         return self.cluster.connect(dbname, options=variant.options(**settings))
+
+    def machine(self):
+        """Where and with what figures are taken."""
+        lines = (line.partition(":") for line in open("/proc/cpuinfo", encoding="utf-8"))
+        return {
+            "processor": next((value.strip() for key, _, value in lines if key.startswith("model name")), platform.machine()),
+            "processors": os.cpu_count(),
+            "kernel": platform.release(),
+            "postgresql": self.admin.execute("SHOW server_version").fetchone()[0],
+            "settings": SETTINGS,
+        }
+
+    def restart(self, **settings):
+        """Restarts the server with further settings. There must be no session but the administrator's."""
+        self.admin.close()
+        self.cluster.configure(**settings)
+        self.cluster.restart()
+        self.admin = self.cluster.connect("postgres")
 
     def checkpoint(self):
         self.admin.execute("CHECKPOINT")

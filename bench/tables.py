@@ -21,6 +21,7 @@ CREATE TABLE {name} (
 )
 """
 """Twelve columns of twelve types; a row of about 280 bytes."""
+MIXED_COLUMNS = ("id", "account_id", "note", "amount", "created_at", "due_on", "active", "token", "attributes", "score", "status", "tags")
 
 MIXED_ROWS = """
 SELECT n,
