@@ -130,13 +130,28 @@ CREATE VIEW log AS
       LEFT JOIN relation r ON r.id = e.relation_id;
 COMMENT ON VIEW log IS 'Events with their context: what people query. This transaction''s own events have no position yet. ORDER BY era, position NULLS LAST, command, seq reads the versions of each row in the order in which they came into being.';
 
+CREATE FUNCTION uncatalogued_actions(
+        since timestamptz DEFAULT now() - interval '30 days',
+        OUT action text, OUT events bigint, OUT first_at timestamptz, OUT last_at timestamptz)
+    RETURNS SETOF record
+    LANGUAGE sql STABLE PARALLEL RESTRICTED
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT l.action, count(*), min(l.occurred_at), max(l.occurred_at)
+      FROM audit.log l
+     WHERE l.action IS NOT NULL AND (uncatalogued_actions.since IS NULL OR l.occurred_at >= uncatalogued_actions.since)
+       AND NOT EXISTS (SELECT FROM audit.action a WHERE a.name = l.action)
+     GROUP BY 1 ORDER BY 2 DESC, 1;
+END;
+COMMENT ON FUNCTION uncatalogued_actions(timestamptz) IS 'Actions that were recorded since then, and that audit.action does not list. NULL: ever.';
+
 CREATE FUNCTION grant_reader(role regrole) RETURNS void
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    EXECUTE format('GRANT SELECT ON audit.log, audit.changeset, audit.event, audit.relation, audit.ledger, audit.policy, audit.schema_policy TO %s', role);
-    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.pending_changesets(), audit.changeset_time(uuid), audit.canonical(uuid, int), audit.canonical(uuid), audit.verify_event(uuid, int), audit.merkle_root(bytea[]) TO %s', role);
+    EXECUTE format('GRANT SELECT ON audit.log, audit.changeset, audit.event, audit.relation, audit.ledger, audit.policy, audit.schema_policy, audit.action TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.pending_changesets(), audit.changeset_time(uuid), audit.canonical(uuid, int), audit.canonical(uuid), audit.verify_event(uuid, int), audit.merkle_root(bytea[]), audit.uncatalogued_actions(timestamptz), audit.note_read(text, jsonb) TO %s', role);
 END
 $$;
 COMMENT ON FUNCTION grant_reader(regrole) IS 'Lets a role read the log and check its records.';
@@ -147,10 +162,11 @@ CREATE FUNCTION grant_admin(role regrole) RETURNS void
 AS $$
 BEGIN
     EXECUTE format('GRANT EXECUTE ON FUNCTION audit.enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean), audit.disable(regclass), audit.enable_schema(regnamespace, boolean, text[], text[], text, text[], boolean, boolean), audit.disable_schema(regnamespace) TO %s', role);
-    EXECUTE format('GRANT SELECT ON audit.policy, audit.schema_policy TO %s', role);
+    EXECUTE format('GRANT SELECT ON audit.policy, audit.schema_policy, audit.action TO %s', role);
+    EXECUTE format('GRANT INSERT, UPDATE, DELETE ON audit.action TO %s', role);
 END
 $$;
-COMMENT ON FUNCTION grant_admin(regrole) IS 'Lets a role enable and disable auditing of any table. Reading the log is another right: audit.grant_reader.';
+COMMENT ON FUNCTION grant_admin(regrole) IS 'Lets a role enable and disable auditing of any table, and edit the catalog of actions. Reading the log is another right: audit.grant_reader.';
 
 COMMENT ON FUNCTION enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean) IS 'Audits a table, its partitions and inheritance children, or changes how. Errors: 42809 for what cannot be audited, 42703 for unknown columns, 22023 for bad options, 0A000 for modes other than sync.';
 COMMENT ON FUNCTION disable(regclass) IS 'Ends auditing of a table and of what follows it. Its records stay. Errors: 55000 where it is not audited or follows another table.';
@@ -164,6 +180,8 @@ COMMENT ON FUNCTION merkle_root(bytea[]) IS 'Merkle tree hash of RFC 6962 over 3
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA audit FROM PUBLIC;
 REVOKE ALL ON log FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION set_context(text, text, text, text, inet, text, text, jsonb, boolean), clear_context(), client_ip(text, text, inet, inet[]) TO PUBLIC;
+-- Applications report what happens in them.
+GRANT EXECUTE ON FUNCTION log_event(text, text, text, jsonb, text, boolean), log_login(text, jsonb), log_login_failed(text, text, jsonb), log_logout(text, jsonb) TO PUBLIC;
 -- PostgreSQL asks for this right when a partition's owner makes a partition of an audited table, and clones the trigger.
 GRANT EXECUTE ON FUNCTION capture() TO PUBLIC;
 

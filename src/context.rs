@@ -1,10 +1,11 @@
 //! The context: what the session says of its user. Read from the settings when a changeset begins.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::rc::Rc;
 
 use audit_core::canonical::{self, ContextRecord};
-use audit_core::context::parse_inet;
+use audit_core::context::{check_string, parse_inet};
 use audit_core::jsonb::Writer;
 
 use crate::error::Error;
@@ -70,10 +71,16 @@ impl Keys {
     }
 }
 
+type Values = [Option<Vec<u8>>; CONTEXT_SETTINGS.len()];
+
+fn settings() -> Values {
+    std::array::from_fn(|i| CONTEXT_SETTINGS[i].get())
+}
+
 /// The values in force. Empty ones are absent.
 #[derive(Default)]
 pub struct Context {
-    values: [Option<Vec<u8>>; CONTEXT_SETTINGS.len()],
+    values: Values,
     pub present: Keys,
     /// The address as an inet's payload, and as its text.
     pub ip_address: Option<(Vec<u8>, Vec<u8>)>,
@@ -89,7 +96,27 @@ impl PartialEq for Context {
     }
 }
 
+/// The session's context but for one key, and a generation of its own by which it is known.
+#[derive(Clone)]
+pub struct Derived {
+    pub generation: u64,
+    pub context: Rc<Context>,
+}
+
+/// What was derived from the context of one generation.
+#[derive(Default)]
+struct Derivations {
+    base: u64,
+    /// Generations of derived contexts count down from the top, where those of the settings never come.
+    count: u64,
+    made: HashMap<(u8, Vec<u8>), Derived>,
+}
+
+/// Derived contexts kept: enough for the tenants of one statement, most of the time.
+const MAX_DERIVED: usize = 4096;
+
 thread_local! {
+    static DERIVED: RefCell<Derivations> = RefCell::new(Derivations::default());
     static LAST: RefCell<Option<(u64, Rc<Context>)>> = const { RefCell::new(None) };
 }
 
@@ -101,13 +128,34 @@ impl Context {
         if let Some(context) = last {
             return Ok(context);
         }
-        let context = Rc::new(Context::read()?);
+        let context = Rc::new(Context::of(settings())?);
         LAST.with_borrow_mut(|last| *last = Some((generation, context.clone())));
         Ok(context)
     }
 
-    fn read() -> Result<Self, Error> {
-        let mut context = Context { values: std::array::from_fn(|i| CONTEXT_SETTINGS[i].get()), ..Context::default() };
+    /// The session's context with another value of one of its strings.
+    pub fn with(key: Key, value: &[u8]) -> Result<Derived, Error> {
+        let base = guc::generation();
+        let known = DERIVED.with_borrow(|derived| {
+            let made = (derived.base == base).then(|| derived.made.get(&(key as u8, value.to_vec())));
+            made.flatten().cloned()
+        });
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let current = Context::current()?;
+        if current.get(key) == Some(value) {
+            return Ok(Derived { generation: base, context: current });
+        }
+        check_string(value).map_err(Error::Context)?;
+        let mut values = settings();
+        values[key as usize] = Some(value.to_vec());
+        let context = Context::of(values)?;
+        Ok(DERIVED.with_borrow_mut(|derived| derived.keep(base, (key as u8, value.to_vec()), context)))
+    }
+
+    fn of(values: Values) -> Result<Self, Error> {
+        let mut context = Context { values, ..Context::default() };
         for (_, key) in REQUIRABLE {
             if context.get(key).is_some() {
                 context.present.add(key);
@@ -145,5 +193,18 @@ impl Context {
 
     pub fn get(&self, key: Key) -> Option<&[u8]> {
         self.values[key as usize].as_deref()
+    }
+}
+
+impl Derivations {
+    fn keep(&mut self, base: u64, name: (u8, Vec<u8>), context: Context) -> Derived {
+        if self.base != base || self.made.len() >= MAX_DERIVED {
+            self.made.clear();
+            self.base = base;
+        }
+        self.count += 1;
+        let derived = Derived { generation: u64::MAX - self.count, context: Rc::new(context) };
+        self.made.insert(name, derived.clone());
+        derived
     }
 }

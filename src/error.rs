@@ -51,6 +51,14 @@ pub enum Error {
     InvalidOption { message: String, hint: &'static str },
     /// 0A000
     ModeNotAvailable { mode: String },
+    /// 0A000
+    IsolatedNotAvailable,
+    /// 22023
+    UnknownAction { action: String },
+    /// 42939
+    ReservedAction { action: String },
+    /// 25006
+    OnStandby,
     /// 22004
     NullArgument { argument: &'static str },
     /// 22023
@@ -80,8 +88,12 @@ impl Error {
             Error::NotAuditable { .. } => ERRCODE_WRONG_OBJECT_TYPE,
             Error::NoSuchTable { .. } => ERRCODE_UNDEFINED_TABLE,
             Error::NoSuchColumn { .. } => ERRCODE_UNDEFINED_COLUMN,
-            Error::InvalidOption { .. } | Error::Context(_) => ERRCODE_INVALID_PARAMETER_VALUE,
-            Error::ModeNotAvailable { .. } => ERRCODE_FEATURE_NOT_SUPPORTED,
+            Error::InvalidOption { .. } | Error::Context(_) | Error::UnknownAction { .. } => {
+                ERRCODE_INVALID_PARAMETER_VALUE
+            }
+            Error::ModeNotAvailable { .. } | Error::IsolatedNotAvailable => ERRCODE_FEATURE_NOT_SUPPORTED,
+            Error::ReservedAction { .. } => ERRCODE_RESERVED_NAME,
+            Error::OnStandby => ERRCODE_READ_ONLY_SQL_TRANSACTION,
             Error::NullArgument { .. } => ERRCODE_NULL_VALUE_NOT_ALLOWED,
             Error::Internal(_) => ERRCODE_INTERNAL_ERROR,
         }
@@ -104,6 +116,10 @@ impl Error {
             ),
             Error::MissingContext { keys, .. } => format!("Not set: {keys}."),
             Error::Context(error) => error.detail.clone(),
+            Error::UnknownAction { .. } => "audit.strict_actions is on.".into(),
+            Error::ReservedAction { .. } => {
+                "Names that begin with \"audit.\" are those of this extension's own events.".into()
+            }
             _ => return None,
         })
     }
@@ -129,6 +145,12 @@ impl Error {
             Error::Inherited { .. } => "Call audit.disable for the table it follows.",
             Error::InvalidOption { hint, .. } => hint,
             Error::ModeNotAvailable { .. } => "Use mode 'sync'.",
+            Error::IsolatedNotAvailable => {
+                "Leave out isolated: the event is then part of this transaction, and goes with it if it rolls back."
+            }
+            Error::UnknownAction { .. } => "Add it to audit.action, or set audit.strict_actions to off.",
+            Error::ReservedAction { .. } => "Choose another name.",
+            Error::OnStandby => "Do this on the primary; to only read here, set audit.log_reads to off on the standby.",
             Error::Context(error) => error.hint,
             Error::NotATrigger
             | Error::WrongTrigger
@@ -172,6 +194,10 @@ impl fmt::Display for Error {
             Error::NoSuchColumn { table, column } => write!(f, "column \"{column}\" of table {table} does not exist"),
             Error::InvalidOption { message, .. } => write!(f, "{message}"),
             Error::ModeNotAvailable { mode } => write!(f, "audit mode \"{mode}\" is not available"),
+            Error::IsolatedNotAvailable => write!(f, "isolated events are not available"),
+            Error::UnknownAction { action } => write!(f, "unknown action \"{action}\""),
+            Error::ReservedAction { action } => write!(f, "action \"{action}\" is reserved"),
+            Error::OnStandby => write!(f, "cannot record an event on a standby"),
             Error::NullArgument { argument } => write!(f, "argument \"{argument}\" must not be null"),
             Error::Context(error) => write!(f, "{}", error.message),
             Error::Internal(what) => write!(f, "audit_ext: {what}"),

@@ -6,6 +6,8 @@ static ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
 static LOG_STATEMENT: GucSetting<bool> = GucSetting::<bool>::new(false);
 static LOG_SOFT_DELETES: GucSetting<bool> = GucSetting::<bool>::new(true);
 static MAX_VALUE_BYTES: GucSetting<i32> = GucSetting::<i32>::new(0);
+static STRICT_ACTIONS: GucSetting<bool> = GucSetting::<bool>::new(false);
+static LOG_READS: GucSetting<bool> = GucSetting::<bool>::new(false);
 
 pub fn init() {
     GucRegistry::define_bool_guc(
@@ -45,6 +47,24 @@ pub fn init() {
         GucContext::Suset,
         GucFlags::UNIT_BYTE,
     );
+    // Off: an application that is deployed before its actions are catalogued must not fail for that.
+    GucRegistry::define_bool_guc(
+        c"audit.strict_actions",
+        c"Refuses actions that audit.action does not list.",
+        c"Off, they are recorded all the same, and audit.uncatalogued_actions() lists them.",
+        &STRICT_ACTIONS,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    // Off: a dashboard that polls would otherwise fill the log with its own reads.
+    GucRegistry::define_bool_guc(
+        c"audit.log_reads",
+        c"Records calls of the functions that read the log.",
+        c"Each call is an event with its arguments. Reads of the view and of the tables are not recorded.",
+        &LOG_READS,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
 }
 
 pub fn enabled() -> bool {
@@ -57,6 +77,14 @@ pub fn log_statement() -> bool {
 
 pub fn log_soft_deletes() -> bool {
     LOG_SOFT_DELETES.get()
+}
+
+pub fn strict_actions() -> bool {
+    STRICT_ACTIONS.get()
+}
+
+pub fn log_reads() -> bool {
+    LOG_READS.get()
 }
 
 /// Bytes of JSON text, or `None` without a limit.

@@ -4,7 +4,9 @@
 //! `audit_core`; everything that touches PostgreSQL's memory is in `pg`, the only place for `unsafe`.
 #![deny(unsafe_code)]
 
+mod actions;
 mod api;
+mod application;
 mod capture;
 mod context;
 mod datetime;
@@ -25,6 +27,18 @@ mod trigger;
 pgrx::pg_module_magic!(name, version);
 
 pgrx::extension_sql_file!("../sql/10_tables.sql", name = "tables", bootstrap);
+pgrx::extension_sql_file!(
+    "../sql/15_actions.sql",
+    name = "actions",
+    requires = [
+        "tables",
+        api::application::log_event,
+        api::application::log_login,
+        api::application::log_login_failed,
+        api::application::log_logout,
+        api::application::note_read
+    ]
+);
 pgrx::extension_sql_file!("../sql/20_functions.sql", name = "functions", finalize);
 
 #[allow(non_snake_case)]

@@ -119,6 +119,17 @@ pub static POLICY: Definition = Definition {
     ],
 };
 
+pub static ACTION: Definition = Definition {
+    name: c"action",
+    columns: &[
+        ("name", TEXT),
+        ("category", TEXT),
+        ("is_security", ColumnType::Core(BuiltinOid::BOOLOID)),
+        ("is_standard", ColumnType::Core(BuiltinOid::BOOLOID)),
+        ("description", TEXT),
+    ],
+};
+
 /// An event with all that makes it a record.
 pub struct SealedEvent<'a> {
     pub event: &'a Event<'a>,

@@ -17,7 +17,7 @@ use pgrx::pg_sys::Oid;
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-use crate::context::{Context, Keys};
+use crate::context::{Context, Derived, Keys};
 use crate::error::Error;
 use crate::facts::Facts;
 use crate::layouts::{self, Layout};
@@ -109,7 +109,17 @@ pub enum End {
 
 /// Makes sure that the changeset for the session's context is the current one, and says which keys of the context it has.
 pub fn begin_event(origin: Origin) -> Result<Keys, Error> {
-    let (generation, roles) = (guc::generation(), session::roles());
+    begin(origin, guc::generation(), Context::current)
+}
+
+/// As [`begin_event`], for a context that differs from the session's.
+pub fn begin_event_as(origin: Origin, derived: &Derived) -> Result<Keys, Error> {
+    begin(origin, derived.generation, || Ok(derived.context.clone()))
+}
+
+#[inline]
+fn begin(origin: Origin, generation: u64, context: impl FnOnce() -> Result<Rc<Context>, Error>) -> Result<Keys, Error> {
+    let roles = session::roles();
     let present = STATE.with_borrow(|state| match state.current {
         Some((index, ..)) if state.current == Some((index, generation, roles, origin)) => {
             Some(state.changesets[index].context.present)
@@ -118,12 +128,11 @@ pub fn begin_event(origin: Origin) -> Result<Keys, Error> {
     });
     match present {
         Some(present) => Ok(present),
-        None => change_changeset(generation, roles, origin),
+        None => change_changeset(context()?, generation, roles, origin),
     }
 }
 
-fn change_changeset(generation: u64, roles: Roles, origin: Origin) -> Result<Keys, Error> {
-    let context = Context::current()?;
+fn change_changeset(context: Rc<Context>, generation: u64, roles: Roles, origin: Origin) -> Result<Keys, Error> {
     let occurred_at = session::clock();
     let facts = Facts::current(roles)?;
     let statement = if gucs::log_statement() { session::statement() } else { None };

@@ -85,7 +85,7 @@ fn extension_row(each: impl FnMut(&Row)) -> Result<(), Error> {
         index: Some(pg_sys::ExtensionOidIndexId.into()),
         definition: None,
     };
-    run_scan(source, Some((pg_sys::Anum_pg_extension_oid as i16, oid)), each)
+    run_scan(source, Some((pg_sys::Anum_pg_extension_oid as i16, Key::Oid(oid))), each)
 }
 
 struct Source {
@@ -110,7 +110,29 @@ pub fn scan(
         index: Some(relation_oid(index).ok_or_else(|| missing(definition))?),
         definition: Some(definition),
     };
-    run_scan(source, Some((column, key)), each)
+    run_scan(source, Some((column, Key::Oid(key))), each)
+}
+
+/// As [`scan`], for a text column with collation "C".
+pub fn scan_text(
+    definition: &'static Definition,
+    index: &CStr,
+    column: i16,
+    key: &[u8],
+    each: impl FnMut(&Row),
+) -> Result<(), Error> {
+    let source = Source {
+        table: own_table(definition)?,
+        index: Some(relation_oid(index).ok_or_else(|| missing(definition))?),
+        definition: Some(definition),
+    };
+    run_scan(source, Some((column, Key::Text(key))), each)
+}
+
+/// What a scan looks for.
+enum Key<'a> {
+    Oid(pg_sys::Oid),
+    Text(&'a [u8]),
 }
 
 /// Calls `each` for every row of a small table of ours.
@@ -180,15 +202,21 @@ pub(super) fn array_elements(value: pg_sys::Datum, element_type: pg_sys::Oid) ->
     }
 }
 
-fn run_scan(source: Source, key: Option<(i16, pg_sys::Oid)>, mut each: impl FnMut(&Row)) -> Result<(), Error> {
+fn run_scan(source: Source, key: Option<(i16, Key)>, mut each: impl FnMut(&Row)) -> Result<(), Error> {
     const BTREE_EQUAL: u16 = 3;
     let mut scan_key = pg_sys::ScanKeyData::default();
     // SAFETY: table and index are opened by oid with a lock, the scan and they are closed again; an ERROR in between
-    // closes them through the resource owner. The key compares an oid (or regclass) column by oideq.
+    // closes them through the resource owner. The key compares an oid (or regclass) column by oideq, a text column by
+    // texteq, with the collation "C" that ScanKeyInit sets.
     unsafe {
+        let has_key = key.is_some();
         if let Some((column, key)) = key {
-            let function = pg_sys::Oid::from(pg_sys::F_OIDEQ).to_u32().into();
-            pg_sys::ScanKeyInit(&mut scan_key, column, BTREE_EQUAL, function, pg_sys::Datum::from(key));
+            let (function, value) = match key {
+                Key::Oid(oid) => (pg_sys::F_OIDEQ, pg_sys::Datum::from(oid)),
+                Key::Text(text) => (pg_sys::F_TEXTEQ, super::heap::varlena(text)),
+            };
+            let function = pg_sys::Oid::from(function).to_u32().into();
+            pg_sys::ScanKeyInit(&mut scan_key, column, BTREE_EQUAL, function, value);
         }
         let opened = Opened::with_lock(source.table, pg_sys::AccessShareLock)
             .ok_or(Error::NoSuchTable { oid: source.table.to_u32() })?;
@@ -204,7 +232,7 @@ fn run_scan(source: Source, key: Option<(i16, pg_sys::Oid)>, mut each: impl FnMu
             source.index.unwrap_or(pg_sys::InvalidOid),
             source.index.is_some(),
             snapshot,
-            i32::from(key.is_some()),
+            i32::from(has_key),
             &mut scan_key,
         );
         let count = (*(*table).rd_att).natts as usize;

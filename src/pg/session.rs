@@ -128,6 +128,11 @@ pub fn wal_position() -> u64 {
     unsafe { unguarded::GetXLogInsertRecPtr() }
 }
 
+pub fn is_standby() -> bool {
+    // SAFETY: reads shared memory.
+    unsafe { pg_sys::RecoveryInProgress() }
+}
+
 pub fn system_identifier() -> u64 {
     // SAFETY: reads shared memory.
     unsafe { pg_sys::GetSystemIdentifier() }
