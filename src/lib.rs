@@ -23,6 +23,7 @@ mod trigger;
 pgrx::pg_module_magic!(name, version);
 
 pgrx::extension_sql_file!("../sql/10_tables.sql", name = "tables", bootstrap);
+pgrx::extension_sql_file!("../sql/60_ledger.sql", name = "ledger", requires = ["tables"]);
 pgrx::extension_sql_file!("../sql/20_functions.sql", name = "functions", finalize);
 
 #[allow(non_snake_case)]

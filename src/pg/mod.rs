@@ -22,10 +22,11 @@ pub mod heap;
 pub mod log_index;
 pub mod log_partition;
 pub mod log_table;
+pub mod publish;
 pub mod relation;
 pub mod report;
 pub mod session;
-
+pub mod spi;
 pub mod table_triggers;
 pub mod trigger;
 pub mod tuple;
