@@ -22,12 +22,12 @@ DO $$
 DECLARE
     t text;
 BEGIN
-    FOREACH t IN ARRAY '{changeset,event,relation,ledger,entry,tile,checkpoint,cosignature}'::text[] LOOP
+    FOREACH t IN ARRAY '{changeset,event,relation,ledger,entry,tile,checkpoint,cosignature,erasure}'::text[] LOOP
         EXECUTE format('CREATE TRIGGER append_only_row BEFORE UPDATE OR DELETE ON audit.%I
                             FOR EACH ROW EXECUTE FUNCTION audit.append_only()', t);
         EXECUTE format('ALTER TABLE audit.%I ENABLE ALWAYS TRIGGER append_only_row', t);
     END LOOP;
-    FOREACH t IN ARRAY '{changeset,changeset_default,event,event_default,relation,ledger,entry,tile,checkpoint,cosignature}'::text[] LOOP
+    FOREACH t IN ARRAY '{changeset,changeset_default,event,event_default,relation,ledger,entry,tile,checkpoint,cosignature,erasure}'::text[] LOOP
         EXECUTE format('CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit.%I
                             FOR EACH STATEMENT EXECUTE FUNCTION audit.append_only()', t);
         EXECUTE format('ALTER TABLE audit.%I ENABLE ALWAYS TRIGGER append_only', t);
@@ -138,8 +138,8 @@ CREATE FUNCTION grant_reader(role regrole) RETURNS void
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    EXECUTE format('GRANT SELECT ON audit.log, audit.changeset, audit.event, audit.relation, audit.ledger, audit.entry, audit.tile, audit.checkpoint, audit.cosignature, audit.policy, audit.schema_policy TO %s', role);
-    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.pending_changesets(), audit.changeset_time(uuid), audit.canonical(uuid, int), audit.canonical(uuid), audit.canonical(audit.relation), audit.canonical(audit.ledger), audit.canonical_seal(text, bigint, timestamptz, xid8, xid8, text), audit.checksum_of(text), audit.verify_event(uuid, int), audit.verify(timestamptz, timestamptz, text), audit.verify_contents(timestamptz, timestamptz), audit.verify_changesets(timestamptz, timestamptz), audit.verify_entries(timestamptz, timestamptz), audit.verify_tree(text), audit.prove(uuid, int), audit.prove_consistency(bigint), audit.merkle_root(bytea[]) TO %s', role);
+    EXECUTE format('GRANT SELECT ON audit.log, audit.changeset, audit.event, audit.relation, audit.ledger, audit.entry, audit.tile, audit.checkpoint, audit.cosignature, audit.erasure, audit.policy, audit.schema_policy TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.pending_changesets(), audit.changeset_time(uuid), audit.canonical(uuid, int), audit.canonical(uuid), audit.canonical(audit.relation), audit.canonical(audit.ledger), audit.canonical_seal(text, bigint, timestamptz, xid8, xid8, text), audit.checksum_of(text), audit.verify_event(uuid, int), audit.verify(timestamptz, timestamptz, text), audit.verify_contents(timestamptz, timestamptz), audit.erased(), audit.verify_changesets(timestamptz, timestamptz), audit.verify_entries(timestamptz, timestamptz), audit.verify_tree(text), audit.prove(uuid, int), audit.prove_consistency(bigint), audit.merkle_root(bytea[]) TO %s', role);
 END
 $$;
 COMMENT ON FUNCTION grant_reader(regrole) IS 'Lets a role read the log and check its records.';
@@ -149,7 +149,7 @@ CREATE FUNCTION grant_admin(role regrole) RETURNS void
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean), audit.disable(regclass), audit.enable_schema(regnamespace, boolean, text[], text[], text, text[], boolean, boolean), audit.disable_schema(regnamespace), audit.seal(boolean), audit.add_cosignature(text) TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean), audit.disable(regclass), audit.enable_schema(regnamespace, boolean, text[], text[], text, text[], boolean, boolean), audit.disable_schema(regnamespace), audit.seal(boolean), audit.add_cosignature(text), audit.erase(regclass, text, text), audit.erase_user(text, text) TO %s', role);
     EXECUTE format('GRANT SELECT ON audit.policy, audit.schema_policy TO %s', role);
 END
 $$;
@@ -163,6 +163,8 @@ COMMENT ON FUNCTION set_context(text, text, text, text, inet, text, text, jsonb,
 COMMENT ON FUNCTION clear_context() IS 'Clears the context of the transaction and of the session.';
 COMMENT ON FUNCTION client_ip(text, text, inet, inet[]) IS 'Address of the client behind proxies: the right-most address of X-Forwarded-For that is no trusted proxy, considered only where the connection comes from one.';
 COMMENT ON FUNCTION seal(boolean) IS 'Appends the changesets of all finished transactions older than any that is under way to the Merkle log, and publishes a checkpoint: a row, NOTIFY audit_checkpoint, a line of the server log. Returns the number of entries. With everything => true, looks at all changesets and not only at recent ones. Errors: 25001 with a shared snapshot, 25006 on a standby, F0000 where the signing key cannot be used, XX001 where the log was altered.';
+COMMENT ON FUNCTION erase(regclass, text, text) IS 'Erases what the log holds of a row: images, details, key and salt of the events under that resource_id. Their checksums stay, and an event audit.erased says what was erased and why. Returns the number of events. Copies in WAL, backups and until the next VACUUM in the table''s files are not reached. Errors: XX001 where a record was altered.';
+COMMENT ON FUNCTION erase_user(text, text) IS 'Erases the context of a user''s changesets (user, request, session, addresses, user agent, reason, context, statement, application name), their salts, and details of what the application reported under it. Row images are erased by key: audit.erase. An event audit.erased says what was erased and why. Returns the number of changesets. Errors: XX001 where a record was altered.';
 COMMENT ON FUNCTION prove(uuid, int) IS 'A proof that an event is in the log, for somebody who does not have the log: C2SP tlog-proof with the event, its changeset and the path between them in the extra line. Errors: P0002 without such an event, 55000 where it is not sealed yet or was erased, XX001 where it was altered.';
 COMMENT ON FUNCTION prove_consistency(bigint) IS 'A proof that the current ledger, when it had that many entries, was the beginning of what its last checkpoint tells of: old size, hashes, checkpoint, as C2SP tlog-witness has it. Errors: 22023 for a size that the ledger never had.';
 COMMENT ON FUNCTION add_cosignature(text) IS 'Stores the cosignatures on a checkpoint by the witnesses of audit.witness_keys. Returns how many are new. Errors: 22023 where there is no such checkpoint, no known witness has signed, or a signature does not hold.';

@@ -69,6 +69,48 @@ COMMENT ON COLUMN cosignature.era IS 'The ledger.';
 COMMENT ON COLUMN cosignature.key IS 'Public key (vkey) of the witness.';
 COMMENT ON COLUMN cosignature.line IS 'Its line of the signed note; the time is part of the signature.';
 
+CREATE TABLE erasure (
+    occurred_at  timestamptz NOT NULL,
+    seq          int         NOT NULL,
+    changeset_id uuid        NOT NULL,
+    PRIMARY KEY (changeset_id, seq)
+);
+COMMENT ON TABLE erasure IS 'Where the events are that say what was erased, so that they are found without reading all events. Proves nothing by itself. Append-only.';
+COMMENT ON COLUMN erasure.occurred_at IS 'The event''s occurred_at.';
+COMMENT ON COLUMN erasure.seq IS 'The event''s number.';
+COMMENT ON COLUMN erasure.changeset_id IS 'The event''s changeset.';
+
+-- Event and checksum of what remains, for each record that an erasure names. An erasure counts if it is as it was written.
+CREATE FUNCTION erased(OUT changeset_id text, OUT seq text, OUT remains text, OUT erased_by text) RETURNS SETOF record
+    LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+    SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    WITH intact AS MATERIALIZED (
+        SELECT e.details, format('Erased at %s by event %s/%s, session role %s, user %s: %s', e.occurred_at,
+                                 e.changeset_id, e.seq, c.session_role, coalesce(c.user_id, 'unknown'),
+                                 e.details ->> 'reason') AS erased_by
+          FROM audit.erasure AS i
+          JOIN audit.event AS e ON (e.changeset_id, e.seq, e.occurred_at) = (i.changeset_id, i.seq, i.occurred_at)
+          LEFT JOIN audit.changeset AS c ON (c.id, c.occurred_at) = (e.changeset_id, e.occurred_at)
+         WHERE e.action = 'audit.erased' AND jsonb_typeof(e.details) = 'object'
+           AND e.checksum = sha256(uuid_send(e.salt) || convert_to(audit.canonical(e.changeset_id, e.seq), 'UTF8'))),
+    event AS MATERIALIZED (
+        SELECT x.key, x.value, i.erased_by
+          FROM intact AS i, jsonb_each(CASE WHEN jsonb_typeof(i.details -> 'events') = 'object'
+                                            THEN i.details -> 'events' ELSE '{}' END) AS x
+         WHERE jsonb_typeof(x.value) = 'object')
+    SELECT v.key, s.key, s.value, v.erased_by FROM event AS v, jsonb_each_text(v.value) AS s
+    UNION ALL
+    SELECT x.key, NULL, x.value, i.erased_by
+      FROM intact AS i, jsonb_each_text(CASE WHEN jsonb_typeof(i.details -> 'changesets') = 'object'
+                                             THEN i.details -> 'changesets' ELSE '{}' END) AS x;
+END
+$$;
+COMMENT ON FUNCTION erased() IS 'The records that erasures name: changeset, seq (NULL for a changeset), checksum of what remains in hexadecimal, and who erased them when and why.';
+
 CREATE FUNCTION checksum_of(canonical text) RETURNS bytea
     LANGUAGE sql STABLE STRICT PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
@@ -120,18 +162,22 @@ CREATE FUNCTION verify_contents(since timestamptz DEFAULT NULL, until timestampt
     RETURNS TABLE (finding text, occurred_at timestamptz, changeset_id uuid, seq int, detail text)
     LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 10
     SET search_path = pg_catalog, pg_temp
+    SET jit = off -- compiling takes longer than it saves
+    -- The planner takes every row for one that does not fit, and so parallel workers for too dear.
+    SET parallel_tuple_cost = 0
+    SET parallel_setup_cost = 0
 AS $$
 #variable_conflict use_column
 BEGIN
     -- Events: the stored checksum against that of the content.
     RETURN QUERY
     SELECT 'event altered', e.occurred_at, e.changeset_id, e.seq,
-           CASE WHEN e.salt IS NULL THEN 'Its salt is not there, and no erasure names it.'
-                ELSE 'Its content does not give its checksum, ' || encode(e.checksum, 'hex') || '.' END
+           'Its content does not give its checksum, ' || encode(e.checksum, 'hex') || '.'
       FROM audit.event AS e
       LEFT JOIN audit.relation AS r ON r.id = e.relation_id
      WHERE (verify_contents.since IS NULL OR e.occurred_at >= verify_contents.since)
        AND (verify_contents.until IS NULL OR e.occurred_at < verify_contents.until)
+       AND e.salt IS NOT NULL
        AND (e.checksum = sha256(uuid_send(e.salt) || convert_to(jsonb_build_array(
                'audit_ext/event/1', e.changeset_id, e.seq, e.command,
                (extract(epoch FROM e.occurred_at) * 1000000)::bigint, r.schema_name, r.table_name, e.operation,
@@ -140,11 +186,11 @@ BEGIN
 
     RETURN QUERY
     SELECT 'changeset altered', c.occurred_at, c.id, NULL::int,
-           CASE WHEN c.salt IS NULL THEN 'Its salt is not there, and no erasure names it.'
-                ELSE 'Its content does not give its checksum, ' || encode(c.checksum, 'hex') || '.' END
+           'Its content does not give its checksum, ' || encode(c.checksum, 'hex') || '.'
       FROM audit.changeset AS c
      WHERE (verify_contents.since IS NULL OR c.occurred_at >= verify_contents.since)
        AND (verify_contents.until IS NULL OR c.occurred_at < verify_contents.until)
+       AND c.salt IS NOT NULL
        AND (c.checksum = sha256(uuid_send(c.salt) || convert_to(jsonb_build_array(
                'audit_ext/changeset/1', c.id, (extract(epoch FROM c.occurred_at) * 1000000)::bigint, c.era,
                c.position - '0/0'::pg_lsn, c.xid::text, c.user_id, c.tenant_id, c.request_id, c.session_id,
@@ -152,6 +198,41 @@ BEGIN
                c.client_addr, c.client_port, c.backend_pid, c.statement, c.origin, c.event_count,
                encode(c.events_root, 'hex'))::text, 'UTF8')))
            IS NOT TRUE;
+
+    -- Without its salt a record must be what an erasure says remains of it.
+    RETURN QUERY
+    SELECT CASE WHEN v.remains = e.remains THEN 'event erased' ELSE 'event altered' END, e.occurred_at, e.changeset_id,
+           e.seq, CASE WHEN v.remains = e.remains THEN v.erased_by
+                       WHEN v.remains IS NULL THEN 'Its salt is not there, and no erasure names it.'
+                       ELSE 'What remains of it is not what its erasure says.' END
+      FROM (SELECT e.occurred_at, e.changeset_id, e.seq, encode(sha256(convert_to(jsonb_build_array(
+                       'audit_ext/event/1', e.changeset_id, e.seq, e.command,
+                       (extract(epoch FROM e.occurred_at) * 1000000)::bigint, r.schema_name, r.table_name, e.operation,
+                       e.action, e.status, e.resource, e.resource_id, e.row_image, e.old_values, e.details)::text,
+                       'UTF8')), 'hex') AS remains
+              FROM audit.event AS e
+              LEFT JOIN audit.relation AS r ON r.id = e.relation_id
+             WHERE e.salt IS NULL
+               AND (verify_contents.since IS NULL OR e.occurred_at >= verify_contents.since)
+               AND (verify_contents.until IS NULL OR e.occurred_at < verify_contents.until)) AS e
+      LEFT JOIN audit.erased() AS v ON (v.changeset_id, v.seq) = (e.changeset_id::text, e.seq::text);
+
+    RETURN QUERY
+    SELECT CASE WHEN v.remains = c.remains THEN 'changeset erased' ELSE 'changeset altered' END, c.occurred_at, c.id,
+           NULL::int, CASE WHEN v.remains = c.remains THEN v.erased_by
+                           WHEN v.remains IS NULL THEN 'Its salt is not there, and no erasure names it.'
+                           ELSE 'What remains of it is not what its erasure says.' END
+      FROM (SELECT c.occurred_at, c.id, encode(sha256(convert_to(jsonb_build_array(
+                       'audit_ext/changeset/1', c.id, (extract(epoch FROM c.occurred_at) * 1000000)::bigint, c.era,
+                       c.position - '0/0'::pg_lsn, c.xid::text, c.user_id, c.tenant_id, c.request_id, c.session_id,
+                       c.ip_address, c.user_agent, c.reason, c.context, c.session_role, c.effective_role,
+                       c.application_name, c.client_addr, c.client_port, c.backend_pid, c.statement, c.origin,
+                       c.event_count, encode(c.events_root, 'hex'))::text, 'UTF8')), 'hex') AS remains
+              FROM audit.changeset AS c
+             WHERE c.salt IS NULL
+               AND (verify_contents.since IS NULL OR c.occurred_at >= verify_contents.since)
+               AND (verify_contents.until IS NULL OR c.occurred_at < verify_contents.until)) AS c
+      LEFT JOIN audit.erased() AS v ON v.changeset_id = c.id::text AND v.seq IS NULL;
 END
 $$;
 COMMENT ON FUNCTION verify_contents(timestamptz, timestamptz) IS 'Part of audit.verify: content of events and changesets against their checksums.';
@@ -160,6 +241,8 @@ CREATE FUNCTION verify_entries(since timestamptz DEFAULT NULL, until timestamptz
     RETURNS TABLE (finding text, occurred_at timestamptz, changeset_id uuid, seq int, detail text)
     LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 10
     SET search_path = pg_catalog, pg_temp
+    SET jit = off -- compiling takes longer than it saves
+    SET work_mem = '64MB'
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -228,6 +311,8 @@ CREATE FUNCTION verify(since timestamptz DEFAULT NULL, until timestamptz DEFAULT
     RETURNS TABLE (finding text, occurred_at timestamptz, changeset_id uuid, seq int, detail text)
     LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 10
     SET search_path = pg_catalog, pg_temp
+    SET jit = off
+    SET work_mem = '64MB'
 AS $$
 #variable_conflict use_column
 BEGIN
@@ -239,9 +324,10 @@ END
 $$;
 COMMENT ON FUNCTION verify(timestamptz, timestamptz, text) IS 'Checks the log: a row for each thing that does not fit, none where all is intact, and NOTICEs that say what was checked. Content, events and entries of changesets from since to until (excluded); the Merkle log as a whole, and against a checkpoint that was kept: a note of audit.checkpoint, or a line of the server log. Errors: 22023 for what is no checkpoint.';
 
-REVOKE ALL ON entry, tile, checkpoint, cosignature FROM PUBLIC;
+REVOKE ALL ON entry, tile, checkpoint, cosignature, erasure FROM PUBLIC;
 
 SELECT pg_catalog.pg_extension_config_dump('entry', '');
 SELECT pg_catalog.pg_extension_config_dump('tile', '');
 SELECT pg_catalog.pg_extension_config_dump('checkpoint', '');
 SELECT pg_catalog.pg_extension_config_dump('cosignature', '');
+SELECT pg_catalog.pg_extension_config_dump('erasure', '');

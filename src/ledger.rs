@@ -4,6 +4,7 @@
 //! transaction ids start again in another cluster.
 
 mod api;
+pub mod erase;
 pub mod prove;
 pub mod seal;
 pub mod signing;

@@ -4,8 +4,9 @@ use pgrx::datum::{TimestampWithTimeZone, Uuid};
 use pgrx::prelude::*;
 
 use super::verify::Finding;
-use super::{prove, seal, verify, witness};
+use super::{erase, prove, seal, verify, witness};
 use crate::api::required;
+use crate::pg::args::{RegClass, Text};
 use crate::pg::report;
 
 #[pg_extern(volatile, parallel_unsafe, name = "seal")]
@@ -16,6 +17,17 @@ fn seal_ledger(everything: default!(Option<bool>, "false")) -> i64 {
 #[pg_extern(volatile, parallel_unsafe)]
 fn add_cosignature(note: Option<String>) -> i32 {
     report::ok(witness::add(&required("note", note)))
+}
+
+#[pg_extern(volatile, parallel_unsafe, name = "erase")]
+fn erase_row(target: Option<RegClass>, resource_id: Option<Text>, reason: Option<Text>) -> i64 {
+    let (target, resource_id) = (required("target", target), required("resource_id", resource_id));
+    report::ok(erase::row(target.0, &resource_id.0, &required("reason", reason).0))
+}
+
+#[pg_extern(volatile, parallel_unsafe)]
+fn erase_user(user_id: Option<Text>, reason: Option<Text>) -> i64 {
+    report::ok(erase::user(&required("user_id", user_id).0, &required("reason", reason).0))
 }
 
 #[pg_extern(stable, parallel_restricted, name = "prove")]

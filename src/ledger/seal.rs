@@ -6,8 +6,8 @@
 //!
 //! Finding them costs the write path nothing either. A transaction's first event is later than its xid, so changesets
 //! from `sealed_below` on occurred after any time at which that xid was not yet given out; checkpoints remember both. The
-//! log's index on time finds the rest. An hour is allowed for clocks that are set back; whoever sets one back further
-//! calls `audit.seal(true)`, which looks at all changesets.
+//! log's index on time finds the rest. A clock that is behind the last checkpoint's makes the round look at all
+//! changesets, as `audit.seal(true)` does; some seconds are allowed for what happens to the clock between two rounds.
 //!
 //! All of it is one transaction, whose commit is durable: a kill at any point leaves the ledger as it was. The checkpoint
 //! is published when it has committed.
@@ -25,8 +25,8 @@ use crate::pg::{publish, session};
 /// Channel of NOTIFY.
 const CHANNEL: &str = "audit_checkpoint";
 
-/// Microseconds by which a clock may have been set back unnoticed.
-const CLOCK_SLACK: i64 = 3_600_000_000;
+/// Microseconds by which a clock may go back and forth between two rounds.
+const CLOCK_SLACK: i64 = 10_000_000;
 
 /// Returns the size of the tree.
 pub fn seal(everything: bool) -> Result<i64, Error> {
@@ -62,6 +62,7 @@ impl Round {
     fn begin(era: i32, everything: bool) -> Result<Self, Error> {
         let head = tables::head(Sees::Now, era)?;
         let clock = session::clock();
+        let everything = everything || clock < head.created_at;
         let snapshot = spi::first(
         Sees::Now,
             "SELECT pg_snapshot_xmin(s), pg_snapshot_xmax(s) FROM pg_current_snapshot() AS s",

@@ -14,23 +14,25 @@ pub struct Head {
     pub root: Option<Hash>,
     /// Every changeset of a transaction below this id is in the tree.
     pub sealed_below: u64,
+    pub created_at: i64,
     pub note: String,
 }
 
 pub fn head(sees: Sees, era: i32) -> Result<Head, Error> {
     let head = spi::first(
         sees,
-        "SELECT tree_size, root_hash, sealed_below, note FROM audit.checkpoint WHERE era = $1
+        "SELECT tree_size, root_hash, sealed_below, created_at, note FROM audit.checkpoint WHERE era = $1
           ORDER BY tree_size DESC LIMIT 1",
         &[Arg::Int4(era)],
         |row| Head {
             tree_size: row.int8(1).unwrap_or(0) as u64,
             root: row.hash(2),
             sealed_below: row.int8(3).unwrap_or(0) as u64,
-            note: row.text(4).unwrap_or_default(),
+            created_at: row.int8(4).unwrap_or(i64::MIN),
+            note: row.text(5).unwrap_or_default(),
         },
     )?;
-    Ok(head.unwrap_or(Head { tree_size: 0, root: None, sealed_below: 0, note: String::new() }))
+    Ok(head.unwrap_or(Head { tree_size: 0, root: None, sealed_below: 0, created_at: i64::MIN, note: String::new() }))
 }
 
 pub fn origin(era: i32) -> Result<String, Error> {

@@ -382,8 +382,13 @@ impl Ledger<'_> {
             let detail = format!("The entries give the root {}, not that of {what}.", encode(&root));
             self.report("root altered", None, detail);
         }
-        let problem = match SignedCheckpoint::parse(&row.text(column::NOTE).unwrap_or_default()) {
+        let text = row.text(column::NOTE).unwrap_or_default();
+        let problem = match SignedCheckpoint::parse(&text) {
             Err(_) => Some("is malformed".to_owned()),
+            // Nothing but the three lines and signatures, and these as they were written.
+            Ok(note) if note.text() != text || note.checkpoint.body().as_deref() != Ok(note.body()) => {
+                Some("is malformed".to_owned())
+            }
             Ok(note) if note.checkpoint.origin != self.origin || note.checkpoint.size != size => {
                 Some("is of another ledger or size".to_owned())
             }

@@ -115,7 +115,7 @@ def columns():
     text = (root / "10_tables.sql").read_text() + (root / "60_ledger.sql").read_text()
     for table in ROWS:
         body = re.search(rf"CREATE TABLE {table} \((.*?)\n\)", text, re.S).group(1)
-        for name, kind in re.findall(r"^    (\w+) +([a-z0-9]+(?:\[\])?)", body, re.M):
+        for name, kind in re.findall(r"^    (\w+) +([a-z0-9_]+(?:\[\])?)", body, re.M):
             if name != "PRIMARY":
                 yield table, name, kind
             else:
@@ -130,8 +130,8 @@ def test_any_column_altered(scene, table, column, kind):
     db, kept = scene
     conn = attacker(db)
     expression = OTHER[TYPES.get(kind, kind)].format(c=column)
-    if (table, column) in {("event", "relation_id"), ("entry", "relation_id")}:
-        expression = f"coalesce({column}, 0) + 1"
+    if (table, column) in {("event", "relation_id"), ("entry", "relation_id"), ("relation", "id"), ("entry", "index")}:
+        expression = f"coalesce({column}, 0) + 1000"  # beyond those that there are
     (whose,) = conn.execute(WHOSE).fetchone()
     done = conn.execute(f"UPDATE audit.{table} SET {column} = {expression} WHERE ctid = {ROWS[table]}")
     assert done.rowcount == 1
@@ -228,8 +228,10 @@ ATTACKS = {
     ),
     "changeset added into the past": (
         "INSERT INTO audit.changeset SELECT occurred_at, position, xid, era, 0, backend_pid, client_port, origin,"
-        " '01a1fe66-8dd0-78ee-87e8-000000000000', salt, sha256(''), checksum, user_id FROM audit.changeset"
-        f" WHERE ctid = {CHANGESET};" + REWRITE_CHANGESET + " WHERE event_count = 0",
+        " '01a1fe66-8dd0-78ee-87e8-000000000000', salt, events_root, checksum, user_id FROM audit.changeset"
+        f" WHERE ctid = {CHANGESET}; UPDATE audit.changeset SET events_root = sha256(''), occurred_at ="
+        " audit.changeset_time(id) WHERE event_count = 0; UPDATE audit.changeset SET checksum = sha256(uuid_send(salt) ||"
+        " convert_to(audit.canonical(id), 'UTF8')) WHERE event_count = 0",
         "changeset added",
     ),
     "changesets' entries swapped": (
@@ -375,7 +377,7 @@ def test_functions_replaced(scene):
     conn.execute(f"DELETE FROM audit.event WHERE ctid = {EVENT}")
     conn.execute("CREATE OR REPLACE FUNCTION audit.verify(since timestamptz DEFAULT NULL, until timestamptz DEFAULT NULL,"
                  " checkpoint text DEFAULT NULL) RETURNS TABLE (finding text, occurred_at timestamptz, changeset_id uuid,"
-                 " seq int, detail text) LANGUAGE sql AS 'SELECT NULL, NULL, NULL, NULL, NULL WHERE false'")
+                 " seq int, detail text) LANGUAGE plpgsql AS 'BEGIN END'")
     findings, problems = found(db, kept)
     assert findings == [] and problems != []
 

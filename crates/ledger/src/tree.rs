@@ -54,6 +54,11 @@ impl Tree {
         self.size
     }
 
+    /// The hashes of the incomplete tiles, level by level.
+    pub fn edge(&self) -> &[Vec<Hash>] {
+        &self.edge
+    }
+
     /// Appends an entry, and hands over the tiles that it completes.
     pub fn push<E>(
         &mut self,
