@@ -33,13 +33,19 @@ CREATE TABLE ledger (
     era               int         PRIMARY KEY,
     id                uuid        NOT NULL,
     system_identifier numeric     NOT NULL,
-    started_at        timestamptz NOT NULL
+    started_at        timestamptz NOT NULL,
+    timeline          bigint      NOT NULL,
+    database_id       oid         NOT NULL,
+    origin            text        NOT NULL
 );
-COMMENT ON TABLE ledger IS 'One row per cluster that this log has lived in. WAL positions and transaction ids start again in each, so records are ordered by era first.';
-COMMENT ON COLUMN ledger.era IS 'Counts the clusters, from 1.';
-COMMENT ON COLUMN ledger.id IS 'Identity of the log in this era.';
+COMMENT ON TABLE ledger IS 'One row per ledger: a new one begins where the log finds itself in another cluster, on another WAL timeline or in another database, since history can fork there and WAL positions and transaction ids may start again. Records are ordered by era first.';
+COMMENT ON COLUMN ledger.era IS 'Counts the ledgers, from 1.';
+COMMENT ON COLUMN ledger.id IS 'Identity of the ledger.';
 COMMENT ON COLUMN ledger.system_identifier IS 'The cluster''s system identifier, as pg_control_system() shows it.';
-COMMENT ON COLUMN ledger.started_at IS 'When the log was first written in that cluster.';
+COMMENT ON COLUMN ledger.started_at IS 'When the first record was written to it.';
+COMMENT ON COLUMN ledger.timeline IS 'WAL timeline: a promoted standby and a point-in-time recovery have another.';
+COMMENT ON COLUMN ledger.database_id IS 'The database''s oid.';
+COMMENT ON COLUMN ledger.origin IS 'Name of the ledger in its checkpoints.';
 
 CREATE TABLE relation (
     id           int         PRIMARY KEY,

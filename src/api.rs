@@ -17,7 +17,7 @@ fn names(argument: &'static str, names: Option<Vec<Option<String>>>) -> Vec<Stri
     names.unwrap_or_default().into_iter().map(|name| required(argument, name)).collect()
 }
 
-fn required<T>(argument: &'static str, value: Option<T>) -> T {
+pub fn required<T>(argument: &'static str, value: Option<T>) -> T {
     report::ok(value.ok_or(Error::NullArgument { argument }))
 }
 

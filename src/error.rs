@@ -63,6 +63,22 @@ pub enum Error {
     NullArgument { argument: &'static str },
     /// 22023
     Context(ContextError),
+    /// XX001
+    LedgerDamaged { detail: String },
+    /// 25006
+    InRecovery,
+    /// 25001
+    SharedSnapshot,
+    /// F0000
+    SigningKey { path: String, problem: String },
+    /// P0002
+    NoSuchEvent { changeset: String, seq: i32 },
+    /// 55000
+    Erased { changeset: String },
+    /// 55000
+    NotSealed { changeset: String },
+    /// 22023
+    Checkpoint { message: String, hint: &'static str },
     /// XX000: a bug of ours.
     Internal(&'static str),
 }
@@ -82,6 +98,8 @@ impl Error {
             | Error::AppendOnly { .. }
             | Error::AfterCommit
             | Error::NotEnabled { .. }
+            | Error::NotSealed { .. }
+            | Error::Erased { .. }
             | Error::Inherited { .. } => ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             Error::NotATrigger | Error::WrongTrigger => ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
             Error::NotAnEventTrigger => ERRCODE_E_R_I_E_EVENT_TRIGGER_PROTOCOL_VIOLATED,
@@ -95,6 +113,12 @@ impl Error {
             Error::ReservedAction { .. } => ERRCODE_RESERVED_NAME,
             Error::OnStandby => ERRCODE_READ_ONLY_SQL_TRANSACTION,
             Error::NullArgument { .. } => ERRCODE_NULL_VALUE_NOT_ALLOWED,
+            Error::LedgerDamaged { .. } => ERRCODE_DATA_CORRUPTED,
+            Error::InRecovery => ERRCODE_READ_ONLY_SQL_TRANSACTION,
+            Error::SharedSnapshot => ERRCODE_ACTIVE_SQL_TRANSACTION,
+            Error::SigningKey { .. } => ERRCODE_CONFIG_FILE_ERROR,
+            Error::NoSuchEvent { .. } => ERRCODE_NO_DATA_FOUND,
+            Error::Checkpoint { .. } => ERRCODE_INVALID_PARAMETER_VALUE,
             Error::Internal(_) => ERRCODE_INTERNAL_ERROR,
         }
     }
@@ -120,6 +144,8 @@ impl Error {
             Error::ReservedAction { .. } => {
                 "Names that begin with \"audit.\" are those of this extension's own events.".into()
             }
+            Error::LedgerDamaged { detail } => detail.clone(),
+            Error::SigningKey { problem, .. } => problem.clone(),
             _ => return None,
         })
     }
@@ -152,7 +178,17 @@ impl Error {
             Error::ReservedAction { .. } => "Choose another name.",
             Error::OnStandby => "Do this on the primary; to only read here, set audit.log_reads to off on the standby.",
             Error::Context(error) => error.hint,
-            Error::NotATrigger
+            Error::LedgerDamaged { .. } => "SELECT * FROM audit.verify() says what does not fit together.",
+            Error::InRecovery => "Seal on the primary.",
+            Error::SharedSnapshot => "Call it in a transaction of isolation level READ COMMITTED.",
+            Error::SigningKey { .. } => {
+                "Set audit.signing_key_file to a file of the server's user, mode 0600, as audit-verify keygen makes one."
+            }
+            Error::NotSealed { .. } => "Call audit.seal() when its transaction, and those older than it, have ended.",
+            Error::Checkpoint { hint, .. } => hint,
+            Error::NoSuchEvent { .. }
+            | Error::Erased { .. }
+            | Error::NotATrigger
             | Error::WrongTrigger
             | Error::NoSuchColumn { .. }
             | Error::AfterCommit
@@ -200,6 +236,16 @@ impl fmt::Display for Error {
             Error::OnStandby => write!(f, "cannot record an event on a standby"),
             Error::NullArgument { argument } => write!(f, "argument \"{argument}\" must not be null"),
             Error::Context(error) => write!(f, "{}", error.message),
+            Error::LedgerDamaged { .. } => write!(f, "the audit ledger is damaged"),
+            Error::InRecovery => write!(f, "cannot seal during recovery"),
+            Error::SharedSnapshot => write!(f, "cannot seal with a snapshot that the whole transaction shares"),
+            Error::SigningKey { path, .. } => write!(f, "cannot sign with the key in file \"{path}\""),
+            Error::NoSuchEvent { changeset, seq } => write!(f, "changeset {changeset} has no event {seq}"),
+            Error::Erased { changeset } => {
+                write!(f, "the event or its changeset {changeset} was erased: what it said cannot be proven")
+            }
+            Error::NotSealed { changeset } => write!(f, "changeset {changeset} is not sealed yet"),
+            Error::Checkpoint { message, .. } => write!(f, "{message}"),
             Error::Internal(what) => write!(f, "audit_ext: {what}"),
         }
     }
@@ -213,5 +259,11 @@ impl From<audit_core::error::Error> for Error {
             audit_core::error::Error::NotJsonb(_) => Error::Internal("value that JSONB cannot hold"),
             audit_core::error::Error::InvalidJson => Error::Internal("text that is no JSON"),
         }
+    }
+}
+
+impl From<audit_ledger::Error> for Error {
+    fn from(error: audit_ledger::Error) -> Self {
+        Error::LedgerDamaged { detail: format!("{error}.") }
     }
 }

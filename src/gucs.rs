@@ -1,5 +1,7 @@
 //! The settings: name, static, definition, accessor. Those of the context are in `context.rs`.
 
+use std::ffi::CString;
+
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 
 static ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
@@ -8,6 +10,8 @@ static LOG_SOFT_DELETES: GucSetting<bool> = GucSetting::<bool>::new(true);
 static MAX_VALUE_BYTES: GucSetting<i32> = GucSetting::<i32>::new(0);
 static STRICT_ACTIONS: GucSetting<bool> = GucSetting::<bool>::new(false);
 static LOG_READS: GucSetting<bool> = GucSetting::<bool>::new(false);
+static SIGNING_KEY_FILE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static WITNESS_KEYS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 
 pub fn init() {
     GucRegistry::define_bool_guc(
@@ -65,6 +69,38 @@ pub fn init() {
         GucContext::Suset,
         GucFlags::default(),
     );
+    // In the server's configuration alone: a session that chose the key could sign anything that is a key.
+    GucRegistry::define_string_guc(
+        c"audit.signing_key_file",
+        c"File with the key that signs checkpoints; empty: checkpoints are not signed.",
+        c"In the encoding of signed notes, as audit-verify keygen writes it; readable by the server's user alone.",
+        &SIGNING_KEY_FILE,
+        GucContext::Sighup,
+        GucFlags::SUPERUSER_ONLY,
+    );
+    GucRegistry::define_string_guc(
+        c"audit.witness_keys",
+        c"Public keys (vkeys) of the witnesses whose cosignatures audit.add_cosignature takes.",
+        c"Separated by commas or spaces.",
+        &WITNESS_KEYS,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+}
+
+/// Path of the file, or `None` where checkpoints are not signed.
+pub fn signing_key_file() -> Option<String> {
+    text(&SIGNING_KEY_FILE)
+}
+
+/// The vkeys of the witnesses.
+pub fn witness_keys() -> Vec<String> {
+    let keys = text(&WITNESS_KEYS).unwrap_or_default();
+    keys.split([',', ' ', '\n', '\t']).filter(|key| !key.is_empty()).map(str::to_owned).collect()
+}
+
+fn text(setting: &GucSetting<Option<CString>>) -> Option<String> {
+    setting.get().map(|text| text.to_string_lossy().into_owned()).filter(|text| !text.is_empty())
 }
 
 pub fn enabled() -> bool {

@@ -39,6 +39,7 @@ pgrx::extension_sql_file!(
         api::application::note_read
     ]
 );
+pgrx::extension_sql_file!("../sql/60_ledger.sql", name = "ledger", requires = ["tables"]);
 pgrx::extension_sql_file!("../sql/20_functions.sql", name = "functions", finalize);
 
 #[allow(non_snake_case)]

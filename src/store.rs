@@ -99,6 +99,9 @@ pub static LEDGER: Definition = Definition {
         ("id", UUID),
         ("system_identifier", ColumnType::Core(BuiltinOid::NUMERICOID)),
         ("started_at", TIMESTAMPTZ),
+        ("timeline", ColumnType::Core(BuiltinOid::INT8OID)),
+        ("database_id", ColumnType::Core(BuiltinOid::OIDOID)),
+        ("origin", TEXT),
     ],
 };
 

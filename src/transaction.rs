@@ -306,6 +306,14 @@ pub fn random_salt() -> Result<[u8; 16], Error> {
     Ok(salt)
 }
 
+/// Id and time of the changeset that the last event went to.
+pub fn current_changeset() -> Option<([u8; 16], i64)> {
+    STATE.with_borrow(|state| {
+        let changeset = &state.changesets[state.current?.0];
+        Some((changeset.id, changeset.occurred_at))
+    })
+}
+
 /// The sequence number that the next event gets.
 pub fn next_seq() -> i32 {
     STATE.with_borrow(|state| state.next_seq)

@@ -155,7 +155,11 @@ pub struct Row<'a> {
     nulls: &'a [bool],
 }
 
-impl Row<'_> {
+impl<'a> Row<'a> {
+    pub(super) fn new(values: &'a [pg_sys::Datum], nulls: &'a [bool]) -> Self {
+        Row { values, nulls }
+    }
+
     fn value(&self, column: usize) -> Option<pg_sys::Datum> {
         let is_null = self.nulls.get(column - 1).copied().unwrap_or(true);
         (!is_null).then(|| self.values[column - 1])
@@ -168,6 +172,26 @@ impl Row<'_> {
 
     pub fn int4(&self, column: usize) -> Option<i32> {
         self.value(column).map(|value| value.value() as i32)
+    }
+
+    /// A bigint, timestamptz, xid8 or pg_lsn column.
+    pub fn int8(&self, column: usize) -> Option<i64> {
+        self.value(column).map(|value| value.value() as i64)
+    }
+
+    pub fn uuid(&self, column: usize) -> Option<[u8; 16]> {
+        // SAFETY: a uuid is passed by reference to its 16 bytes.
+        self.value(column).map(|value| unsafe { *value.cast_mut_ptr::<[u8; 16]>() })
+    }
+
+    /// A bytea column of 32 bytes.
+    pub fn hash(&self, column: usize) -> Option<[u8; 32]> {
+        self.bytes(column)?.try_into().ok()
+    }
+
+    /// A text column as UTF-8.
+    pub fn text(&self, column: usize) -> Option<String> {
+        self.bytes(column).map(|bytes| String::from_utf8_lossy(&super::session::to_utf8(&bytes)).into_owned())
     }
 
     pub fn oid(&self, column: usize) -> Option<pg_sys::Oid> {

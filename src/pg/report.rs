@@ -35,3 +35,9 @@ pub fn log(message: String, hint: &str) {
         .set_hint(hint)
         .report(PgLogLevel::LOG);
 }
+
+/// A NOTICE to the client.
+pub fn notice(message: String) {
+    ErrorReport::new(pg_sys::errcodes::PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, message, "audit_ext")
+        .report(PgLogLevel::NOTICE);
+}

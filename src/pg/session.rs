@@ -138,6 +138,59 @@ pub fn system_identifier() -> u64 {
     unsafe { pg_sys::GetSystemIdentifier() }
 }
 
+/// The WAL timeline that is written: another one after a promotion or a point-in-time recovery.
+pub fn timeline() -> u32 {
+    // SAFETY: reads shared memory; the server is not in recovery, since something is being written.
+    unsafe { pg_sys::GetWALInsertionTimeLine() }
+}
+
+pub fn in_recovery() -> bool {
+    // SAFETY: reads shared memory.
+    unsafe { pg_sys::RecoveryInProgress() }
+}
+
+pub fn database_id() -> pg_sys::Oid {
+    // SAFETY: a read of a backend variable.
+    unsafe { pg_sys::MyDatabaseId }
+}
+
+pub fn database_name() -> String {
+    // SAFETY: a catalog look-up that gives a C string, or null for a database that is gone.
+    let name = unsafe {
+        let name = pg_sys::get_database_name(pg_sys::MyDatabaseId);
+        if name.is_null() { Vec::new() } else { CStr::from_ptr(name).to_bytes().to_vec() }
+    };
+    String::from_utf8_lossy(&to_utf8(&name)).into_owned()
+}
+
+/// Whether all statements of the transaction share one snapshot (REPEATABLE READ, SERIALIZABLE).
+pub fn shares_snapshot() -> bool {
+    // SAFETY: a read of a backend variable.
+    unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32 }
+}
+
+/// Has this transaction's commit wait until it is on disk, and with synchronous standbys until they have it, whatever
+/// the session has set.
+pub fn commit_durably() {
+    // SAFETY: marks the transaction; names and values are C strings. A stricter setting stays.
+    unsafe {
+        pg_sys::ForceSyncCommit();
+        let now = pg_sys::GetConfigOption(c"synchronous_commit".as_ptr(), false, false);
+        if now.is_null() || CStr::from_ptr(now) != c"remote_apply" {
+            pg_sys::set_config_option(
+                c"synchronous_commit".as_ptr(),
+                c"on".as_ptr(),
+                pg_sys::GucContext::PGC_USERSET,
+                pg_sys::GucSource::PGC_S_SESSION,
+                pg_sys::GucAction::GUC_ACTION_LOCAL,
+                true,
+                0,
+                false,
+            );
+        }
+    }
+}
+
 /// The text of an address as inet_out prints it.
 pub fn inet_text(payload: &[u8]) -> Vec<u8> {
     let value = super::heap::varlena(payload);

@@ -6,7 +6,7 @@ use std::ffi::c_void;
 
 use pgrx::{pg_guard, pg_sys};
 
-use super::{composite, log_table, report};
+use super::{composite, log_table, publish, report};
 use crate::{facts, layouts, transaction};
 
 /// Registers the callbacks, once per process.
@@ -30,9 +30,15 @@ unsafe extern "C-unwind" fn at_transaction(event: pg_sys::XactEvent::Type, _argu
     use pg_sys::XactEvent::*;
     match event {
         XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => report::ok(transaction::before_commit()),
-        XACT_EVENT_COMMIT => transaction::ended(transaction::End::Committed),
+        XACT_EVENT_COMMIT => {
+            transaction::ended(transaction::End::Committed);
+            publish::committed();
+        }
         XACT_EVENT_PREPARE => transaction::ended(transaction::End::Prepared),
-        XACT_EVENT_ABORT => transaction::ended(transaction::End::Aborted),
+        XACT_EVENT_ABORT => {
+            transaction::ended(transaction::End::Aborted);
+            publish::aborted();
+        }
         _ => {}
     }
 }
@@ -46,8 +52,14 @@ unsafe extern "C-unwind" fn at_subtransaction(
 ) {
     use pg_sys::SubXactEvent::*;
     match event {
-        SUBXACT_EVENT_COMMIT_SUB => transaction::subtransaction_committed(id, parent),
-        SUBXACT_EVENT_ABORT_SUB => transaction::subtransaction_aborted(id),
+        SUBXACT_EVENT_COMMIT_SUB => {
+            transaction::subtransaction_committed(id, parent);
+            publish::subtransaction_committed(id, parent);
+        }
+        SUBXACT_EVENT_ABORT_SUB => {
+            transaction::subtransaction_aborted(id);
+            publish::subtransaction_aborted(id);
+        }
         _ => {}
     }
 }

@@ -29,13 +29,15 @@ fn sha256_of<const BLOCKS: usize>(mut blocks: [[u8; BLOCK]; BLOCKS], length: usi
 
 const BLOCK: usize = 64;
 
-fn leaf_hash(data: &Hash) -> Hash {
+/// Hash of a leaf whose entry is a checksum.
+pub fn leaf_hash(data: &Hash) -> Hash {
     let mut blocks = [[0; BLOCK]];
     blocks.as_flattened_mut()[1..33].copy_from_slice(data);
     sha256_of(blocks, 33)
 }
 
-fn node_hash(left: &Hash, right: &Hash) -> Hash {
+/// Hash of an inner node.
+pub fn node_hash(left: &Hash, right: &Hash) -> Hash {
     let mut blocks = [[0; BLOCK]; 2];
     let bytes = blocks.as_flattened_mut();
     bytes[0] = 0x01;
