@@ -69,10 +69,18 @@ impl Keys {
     }
 }
 
-/// The values in force. Empty ones are absent.
+/// The settings' values, in the order of the keys. Empty ones are absent.
+pub type Values = [Option<Vec<u8>>; CONTEXT_SETTINGS.len()];
+
+/// The values in force.
+pub fn current_values() -> Values {
+    std::array::from_fn(|i| CONTEXT_SETTINGS[i].get())
+}
+
+/// The values in force, taken apart.
 #[derive(Default)]
 pub struct Context {
-    values: [Option<Vec<u8>>; CONTEXT_SETTINGS.len()],
+    values: Values,
     pub present: Keys,
     /// The address as an inet's payload, and as its text.
     pub ip_address: Option<(Vec<u8>, Vec<u8>)>,
@@ -104,7 +112,12 @@ impl Context {
     }
 
     fn read() -> Result<Self, Error> {
-        let mut context = Context { values: std::array::from_fn(|i| CONTEXT_SETTINGS[i].get()), ..Context::default() };
+        Context::of(current_values())
+    }
+
+    /// What the settings of another session said.
+    pub fn of(values: Values) -> Result<Self, Error> {
+        let mut context = Context { values, ..Context::default() };
         for (_, key) in REQUIRABLE {
             if context.get(key).is_some() {
                 context.present.add(key);

@@ -53,6 +53,10 @@ pub enum Error {
     ModeNotAvailable { mode: String },
     /// 22004
     NullArgument { argument: &'static str },
+    /// 55000
+    NotPreloaded { what: &'static str },
+    /// 01000: a warning.
+    IsolatedEvent { what: &'static str },
     /// 22023
     Context(ContextError),
     /// XX000: a bug of ours.
@@ -73,6 +77,7 @@ impl Error {
             | Error::MissingContext { .. }
             | Error::AppendOnly { .. }
             | Error::AfterCommit
+            | Error::NotPreloaded { .. }
             | Error::NotEnabled { .. }
             | Error::Inherited { .. } => ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             Error::NotATrigger | Error::WrongTrigger => ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
@@ -83,6 +88,7 @@ impl Error {
             Error::InvalidOption { .. } | Error::Context(_) => ERRCODE_INVALID_PARAMETER_VALUE,
             Error::ModeNotAvailable { .. } => ERRCODE_FEATURE_NOT_SUPPORTED,
             Error::NullArgument { .. } => ERRCODE_NULL_VALUE_NOT_ALLOWED,
+            Error::IsolatedEvent { .. } => ERRCODE_WARNING,
             Error::Internal(_) => ERRCODE_INTERNAL_ERROR,
         }
     }
@@ -129,11 +135,15 @@ impl Error {
             Error::Inherited { .. } => "Call audit.disable for the table it follows.",
             Error::InvalidOption { hint, .. } => hint,
             Error::ModeNotAvailable { .. } => "Use mode 'sync'.",
+            Error::NotPreloaded { .. } => {
+                "Add audit_ext to shared_preload_libraries in postgresql.conf, and restart the server."
+            }
             Error::Context(error) => error.hint,
             Error::NotATrigger
             | Error::WrongTrigger
             | Error::NoSuchColumn { .. }
             | Error::AfterCommit
+            | Error::IsolatedEvent { .. }
             | Error::NotAnEventTrigger
             | Error::NoSuchTable { .. }
             | Error::NullArgument { .. }
@@ -172,6 +182,8 @@ impl fmt::Display for Error {
             Error::NoSuchColumn { table, column } => write!(f, "column \"{column}\" of table {table} does not exist"),
             Error::InvalidOption { message, .. } => write!(f, "{message}"),
             Error::ModeNotAvailable { mode } => write!(f, "audit mode \"{mode}\" is not available"),
+            Error::NotPreloaded { what } => write!(f, "{what} need the library audit_ext preloaded"),
+            Error::IsolatedEvent { what } => write!(f, "isolated audit event {what}"),
             Error::NullArgument { argument } => write!(f, "argument \"{argument}\" must not be null"),
             Error::Context(error) => write!(f, "{}", error.message),
             Error::Internal(what) => write!(f, "audit_ext: {what}"),

@@ -1,11 +1,14 @@
 //! The settings: name, static, definition, accessor. Those of the context are in `context.rs`.
 
+use crate::pg::session;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 
 static ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
 static LOG_STATEMENT: GucSetting<bool> = GucSetting::<bool>::new(false);
 static LOG_SOFT_DELETES: GucSetting<bool> = GucSetting::<bool>::new(true);
 static MAX_VALUE_BYTES: GucSetting<i32> = GucSetting::<i32>::new(0);
+static QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
+static ISOLATED_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5000);
 
 pub fn init() {
     GucRegistry::define_bool_guc(
@@ -45,6 +48,37 @@ pub fn init() {
         GucContext::Suset,
         GucFlags::UNIT_BYTE,
     );
+    // Some 8,000 row changes: a second's work of the worker. Without preload there is no queue, and PostgreSQL allows no
+    // such setting.
+    GucRegistry::define_int_guc(
+        c"audit.queue_size",
+        c"Shared memory for records that wait for the audit worker.",
+        c"Needs shared_preload_libraries.",
+        &QUEUE_SIZE,
+        64,
+        1024 * 1024,
+        if session::is_preloading() { GucContext::Postmaster } else { GucContext::Sighup },
+        GucFlags::UNIT_KB,
+    );
+    // Ten times what a slow disk needs for a commit.
+    GucRegistry::define_int_guc(
+        c"audit.isolated_timeout",
+        c"How long the reporter of an isolated event waits until it is written.",
+        c"Then it gets a warning and goes on.",
+        &ISOLATED_TIMEOUT,
+        1,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::UNIT_MS,
+    );
+}
+
+pub fn queue_bytes() -> usize {
+    usize::try_from(QUEUE_SIZE.get()).unwrap_or(0) * 1024
+}
+
+pub fn isolated_timeout_ms() -> i64 {
+    i64::from(ISOLATED_TIMEOUT.get())
 }
 
 pub fn enabled() -> bool {

@@ -44,6 +44,20 @@ pub struct Layout {
     _memory: LayoutMemory,
 }
 
+/// A table as its records name it.
+#[derive(Clone, Copy)]
+pub struct Table<'a> {
+    pub relation_id: i32,
+    pub schema: &'a [u8],
+    pub name: &'a [u8],
+}
+
+impl Layout {
+    pub fn named(&self) -> Table<'_> {
+        Table { relation_id: self.relation_id, schema: &self.schema, name: &self.table }
+    }
+}
+
 pub struct Column {
     /// Position in the tuple.
     pub index: usize,

@@ -11,18 +11,26 @@ mod datetime;
 mod ddl;
 mod error;
 mod gucs;
+mod isolated;
 mod layouts;
 mod ledger;
 mod pg;
 mod policies;
+mod queue;
 mod store;
 mod suspension;
 mod transaction;
 mod trigger;
+mod worker;
 
 pgrx::pg_module_magic!(name, version);
 
 pgrx::extension_sql_file!("../sql/10_tables.sql", name = "tables", bootstrap);
+pgrx::extension_sql_file!(
+    "../sql/40_queue.sql",
+    name = "queue",
+    requires = ["tables", api::queue_state, api::stats_reset, api::log_isolated]
+);
 pgrx::extension_sql_file!("../sql/20_functions.sql", name = "functions", finalize);
 
 #[allow(non_snake_case)]
@@ -32,4 +40,8 @@ pub extern "C-unwind" fn _PG_init() {
     gucs::init();
     pg::guc::init();
     pg::xact::init();
+    if pg::session::is_preloading() {
+        pg::shmem::init();
+        pg::worker::register_launcher();
+    }
 }

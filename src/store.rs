@@ -13,7 +13,7 @@ use crate::pg::definition::{ColumnType, Definition};
 use crate::pg::log_table;
 use crate::pg::session;
 use crate::pg::tuple::Batch;
-use crate::transaction::{Changeset, Event};
+use crate::transaction::{Author, Changeset, Event};
 
 const TIMESTAMPTZ: ColumnType = ColumnType::Core(BuiltinOid::TIMESTAMPTZOID);
 const INT4: ColumnType = ColumnType::Core(BuiltinOid::INT4OID);
@@ -209,12 +209,19 @@ pub fn put_changeset(changeset: &Changeset, closing: Option<(u64, [u8; 16])>, ba
     let era = era()?;
     let xid = session::transaction_id();
     let labels = labels()?;
-    let client = session::client();
+    let own;
+    let author = match &changeset.author {
+        Some(author) => author,
+        None => {
+            own = Author::of_session(changeset.roles);
+            &own
+        }
+    };
+    let closing = closing.map(|(position, salt)| (author.position.unwrap_or(position), salt));
     let client_addr =
-        client.map(|(address, _)| session::inet_payload(address, if address.is_ipv4() { 32 } else { 128 }));
-    let client_port = client.map(|(_, port)| i32::from(port));
-    let session_role = session::role_name(changeset.roles.session);
-    let effective_role = session::role_name(changeset.roles.effective);
+        author.client.map(|(address, _)| session::inet_payload(address, if address.is_ipv4() { 32 } else { 128 }));
+    let client_port = author.client.map(|(_, port)| i32::from(port));
+    let (session_role, effective_role) = (author.session_role.as_deref(), author.effective_role.as_deref());
     let further = context.further.as_ref();
     let events_root = changeset.frontier.root();
     let application_name = Some(changeset.application_name.as_slice()).filter(|name| !name.is_empty());
@@ -239,12 +246,12 @@ pub fn put_changeset(changeset: &Changeset, closing: Option<(u64, [u8; 16])>, ba
                     user_agent: context.get(Key::UserAgent),
                     reason: context.get(Key::Reason),
                     context: further.map(|further| further.text()),
-                    session_role: Some(&session_role),
-                    effective_role: Some(&effective_role),
+                    session_role,
+                    effective_role,
                     application_name,
                     client_addr: client_text.as_deref(),
                     client_port,
-                    backend_pid: session::backend_pid(),
+                    backend_pid: author.backend_pid,
                     statement: changeset.statement.as_deref(),
                     origin: changeset.origin,
                     event_count: changeset.event_count,
@@ -262,7 +269,7 @@ pub fn put_changeset(changeset: &Changeset, closing: Option<(u64, [u8; 16])>, ba
     tuple.i64(xid as i64)?;
     tuple.i32(era)?;
     tuple.i32(changeset.event_count)?;
-    tuple.i32(session::backend_pid())?;
+    tuple.i32(author.backend_pid)?;
     tuple.i32_or_null(client_port)?;
     tuple.oid(labels.origins[changeset.origin as usize])?;
     tuple.uuid(&changeset.id)?;
@@ -279,8 +286,8 @@ pub fn put_changeset(changeset: &Changeset, closing: Option<(u64, [u8; 16])>, ba
     tuple.varlena(client_addr.as_deref())?;
     tuple.varlena(context.get(Key::UserAgent))?;
     tuple.varlena(context.get(Key::Reason))?;
-    tuple.varlena(Some(&session_role))?;
-    tuple.varlena(Some(&effective_role))?;
+    tuple.varlena(session_role)?;
+    tuple.varlena(effective_role)?;
     tuple.varlena(application_name)?;
     tuple.varlena(changeset.statement.as_deref())?;
     tuple.varlena(further.map(|further| further.jsonb()))?;

@@ -7,6 +7,7 @@
 //! The state is borrowed only between calls into PostgreSQL, never across one that may run a user's code.
 
 use std::cell::RefCell;
+use std::net::IpAddr;
 use std::rc::Rc;
 
 use audit_core::canonical::{self, EventRecord, Operation, Origin, Status};
@@ -18,7 +19,7 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use crate::context::{Context, Keys};
 use crate::error::Error;
-use crate::layouts::{self, Layout};
+use crate::layouts::{self, Table};
 use crate::pg::session::{self, Roles};
 use crate::pg::tuple::Batch;
 use crate::pg::{guc, log_table};
@@ -32,7 +33,7 @@ const KEEP_BYTES: usize = 1024 * 1024;
 
 /// A fact to record.
 pub struct Event<'a> {
-    pub layout: Option<&'a Layout>,
+    pub layout: Option<Table<'a>>,
     pub operation: Operation,
     pub status: Status,
     pub command: u32,
@@ -64,11 +65,35 @@ pub struct Changeset {
     pub occurred_at: i64,
     pub origin: Origin,
     pub roles: Roles,
+    /// Where another session's events are written: who that is.
+    pub author: Option<Author>,
     pub context: Rc<Context>,
     pub application_name: Vec<u8>,
     pub statement: Option<Vec<u8>>,
     pub event_count: i32,
     pub frontier: Frontier,
+}
+
+/// The session whose events a changeset holds.
+pub struct Author {
+    pub backend_pid: i32,
+    pub client: Option<(IpAddr, u16)>,
+    pub session_role: Option<Rc<[u8]>>,
+    pub effective_role: Option<Rc<[u8]>>,
+    /// Of the transaction that made the events; of the one that writes them if there is none.
+    pub position: Option<u64>,
+}
+
+impl Author {
+    pub fn of_session(roles: Roles) -> Self {
+        Author {
+            backend_pid: session::backend_pid(),
+            client: session::client(),
+            session_role: Some(session::role_name(roles.session)),
+            effective_role: Some(session::role_name(roles.effective)),
+            position: None,
+        }
+    }
 }
 
 /// State to return to when a sub-transaction is rolled back.
@@ -140,7 +165,10 @@ fn change_changeset(generation: u64, roles: Roles, origin: Origin) -> Result<Key
             return Err(Error::AfterCommit);
         }
         let same = |changeset: &Changeset| {
-            changeset.origin == origin && changeset.roles == roles && *changeset.context == *context
+            changeset.author.is_none()
+                && changeset.origin == origin
+                && changeset.roles == roles
+                && *changeset.context == *context
         };
         let index = match state.changesets.iter().position(same) {
             Some(index) => index,
@@ -153,6 +181,7 @@ fn change_changeset(generation: u64, roles: Roles, origin: Origin) -> Result<Key
                     occurred_at,
                     origin,
                     roles,
+                    author: None,
                     context,
                     application_name,
                     statement,
@@ -164,6 +193,39 @@ fn change_changeset(generation: u64, roles: Roles, origin: Origin) -> Result<Key
         };
         state.current = Some((index, generation, roles, origin));
         Ok(present)
+    })
+}
+
+/// Begins a changeset for events that another session made.
+pub fn begin_for(
+    author: Author,
+    origin: Origin,
+    occurred_at: i64,
+    context: Context,
+    application_name: Vec<u8>,
+    statement: Option<Vec<u8>>,
+) -> Result<(), Error> {
+    let roles = session::roles();
+    let subtransaction = session::current_subtransaction();
+    STATE.with_borrow_mut(|state| {
+        state.save(subtransaction);
+        let mut random = [0; 10];
+        state.fill_random(&mut random)?;
+        state.changesets.push(Changeset {
+            id: uuid7::new(session::unix_usecs(occurred_at), random),
+            occurred_at,
+            origin,
+            roles,
+            author: Some(author),
+            context: Rc::new(context),
+            application_name,
+            statement,
+            event_count: 0,
+            frontier: Frontier::new(),
+        });
+        // No generation of the settings is this one: whatever the session records next is not of this changeset.
+        state.current = Some((state.changesets.len() - 1, u64::MAX, roles, origin));
+        Ok(())
     })
 }
 
@@ -324,8 +386,8 @@ impl State {
                 seq: self.next_seq,
                 command: event.command as i32,
                 occurred_at_us: session::unix_usecs(changeset.occurred_at),
-                schema: event.layout.map(|layout| layout.schema.as_slice()),
-                table: event.layout.map(|layout| layout.table.as_slice()),
+                schema: event.layout.map(|table| table.schema),
+                table: event.layout.map(|table| table.name),
                 operation: event.operation,
                 action: event.action,
                 status: event.status,

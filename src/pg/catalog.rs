@@ -88,6 +88,33 @@ fn extension_row(each: impl FnMut(&Row)) -> Result<(), Error> {
     run_scan(source, Some((pg_sys::Anum_pg_extension_oid as i16, oid)), each)
 }
 
+/// A database of this cluster.
+pub struct DatabaseRow {
+    pub oid: pg_sys::Oid,
+    pub is_template: bool,
+    pub allows_connections: bool,
+}
+
+/// All databases. Works without a database, too.
+pub fn databases() -> Result<Vec<DatabaseRow>, Error> {
+    let mut found = Vec::new();
+    // SAFETY: the catalog is opened with a lock and closed. Not with `Opened`, which looks into a catalog that only a
+    // database has.
+    unsafe {
+        let table = pg_sys::table_open(pg_sys::DatabaseRelationId, pg_sys::AccessShareLock as i32);
+        read_rows(table, None, std::ptr::null_mut(), None, |row| {
+            let flag = |column: u32| row.boolean(column as usize).unwrap_or(false);
+            found.extend(row.oid(pg_sys::Anum_pg_database_oid as usize).map(|oid| DatabaseRow {
+                oid,
+                is_template: flag(pg_sys::Anum_pg_database_datistemplate),
+                allows_connections: flag(pg_sys::Anum_pg_database_datallowconn),
+            }));
+        });
+        pg_sys::table_close(table, pg_sys::AccessShareLock as i32);
+    }
+    Ok(found)
+}
+
 struct Source {
     table: pg_sys::Oid,
     index: Option<pg_sys::Oid>,
@@ -180,16 +207,10 @@ pub(super) fn array_elements(value: pg_sys::Datum, element_type: pg_sys::Oid) ->
     }
 }
 
-fn run_scan(source: Source, key: Option<(i16, pg_sys::Oid)>, mut each: impl FnMut(&Row)) -> Result<(), Error> {
-    const BTREE_EQUAL: u16 = 3;
-    let mut scan_key = pg_sys::ScanKeyData::default();
-    // SAFETY: table and index are opened by oid with a lock, the scan and they are closed again; an ERROR in between
-    // closes them through the resource owner. The key compares an oid (or regclass) column by oideq.
+fn run_scan(source: Source, key: Option<(i16, pg_sys::Oid)>, each: impl FnMut(&Row)) -> Result<(), Error> {
+    // SAFETY: the table is opened by oid with a lock and closed again; an ERROR in between closes it through the resource
+    // owner.
     unsafe {
-        if let Some((column, key)) = key {
-            let function = pg_sys::Oid::from(pg_sys::F_OIDEQ).to_u32().into();
-            pg_sys::ScanKeyInit(&mut scan_key, column, BTREE_EQUAL, function, pg_sys::Datum::from(key));
-        }
         let opened = Opened::with_lock(source.table, pg_sys::AccessShareLock)
             .ok_or(Error::NoSuchTable { oid: source.table.to_u32() })?;
         let table = opened.relation().0;
@@ -199,10 +220,33 @@ fn run_scan(source: Source, key: Option<(i16, pg_sys::Oid)>, mut each: impl FnMu
         // Of our own tables: what is committed, and what this transaction wrote, the current command included.
         let snapshot =
             if source.definition.is_some() { &raw mut pg_sys::SnapshotSelfData } else { std::ptr::null_mut() };
+        read_rows(table, source.index, snapshot, key, each);
+    }
+    Ok(())
+}
+
+/// # Safety
+/// The table is open.
+unsafe fn read_rows(
+    table: pg_sys::Relation,
+    index: Option<pg_sys::Oid>,
+    snapshot: pg_sys::Snapshot,
+    key: Option<(i16, pg_sys::Oid)>,
+    mut each: impl FnMut(&Row),
+) {
+    const BTREE_EQUAL: u16 = 3;
+    let mut scan_key = pg_sys::ScanKeyData::default();
+    // SAFETY: the index is opened by oid with a lock, it and the scan are closed again; an ERROR in between closes them
+    // through the resource owner. The key compares an oid (or regclass) column by oideq.
+    unsafe {
+        if let Some((column, key)) = key {
+            let function = pg_sys::Oid::from(pg_sys::F_OIDEQ).to_u32().into();
+            pg_sys::ScanKeyInit(&mut scan_key, column, BTREE_EQUAL, function, pg_sys::Datum::from(key));
+        }
         let scan = pg_sys::systable_beginscan(
             table,
-            source.index.unwrap_or(pg_sys::InvalidOid),
-            source.index.is_some(),
+            index.unwrap_or(pg_sys::InvalidOid),
+            index.is_some(),
             snapshot,
             i32::from(key.is_some()),
             &mut scan_key,
@@ -220,7 +264,6 @@ fn run_scan(source: Source, key: Option<(i16, pg_sys::Oid)>, mut each: impl FnMu
         }
         pg_sys::systable_endscan(scan);
     }
-    Ok(())
 }
 
 /// Oid of a function without arguments in schema `audit`.

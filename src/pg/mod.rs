@@ -22,11 +22,13 @@ pub mod heap;
 pub mod log_index;
 pub mod log_partition;
 pub mod log_table;
+pub mod process;
 pub mod relation;
 pub mod report;
 pub mod session;
-
+pub mod shmem;
 pub mod table_triggers;
 pub mod trigger;
 pub mod tuple;
+pub mod worker;
 pub mod xact;

@@ -154,6 +154,24 @@ pub fn transaction_id() -> u64 {
     unsafe { pg_sys::GetTopFullTransactionId().value }
 }
 
+/// The session's database.
+pub fn database() -> pg_sys::Oid {
+    // SAFETY: a read of a backend variable.
+    unsafe { pg_sys::MyDatabaseId }
+}
+
+/// Whether the server is a standby, or on its way to be consistent.
+pub fn is_in_recovery() -> bool {
+    // SAFETY: reads shared memory.
+    unsafe { pg_sys::RecoveryInProgress() }
+}
+
+/// Whether the server is loading `shared_preload_libraries`.
+pub fn is_preloading() -> bool {
+    // SAFETY: a read of a backend variable.
+    unsafe { pg_sys::process_shared_preload_libraries_in_progress }
+}
+
 pub fn wal_position() -> u64 {
     // SAFETY: reads shared memory.
     unsafe { pg_sys::GetXLogInsertRecPtr() }

@@ -17,6 +17,8 @@ pub mod error;
 pub mod hex;
 pub mod jsonb;
 pub mod merkle;
+pub mod message;
 pub mod money;
 pub mod numeric;
+pub mod queue;
 pub mod uuid7;

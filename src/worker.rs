@@ -1,0 +1,348 @@
+//! The launcher and the workers: who writes what is in the queue.
+//!
+//! The launcher runs as long as the server, without a database. When a database has messages it has a worker started
+//! for it. A worker writes until nothing is left, lingers for a moment, and leaves: so that an idle database has no
+//! connection that would keep it from being dropped, renamed or copied. Told to end, a worker first writes what is
+//! there; when the whole server ends, also what the last sessions leave.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use pgrx::pg_sys::Oid;
+
+use crate::error::Error;
+use crate::pg::shmem::{self, Counter, Database, Departure, Message, Presence, Queue};
+use crate::pg::worker::{self, Failure, Started};
+use crate::pg::{catalog, process, report, session};
+use crate::{queue, transaction};
+
+const MILLISECOND: i64 = 1000;
+const SECOND: i64 = 1000 * MILLISECOND;
+/// How long a worker stays with nothing to do. DROP DATABASE waits five seconds for other sessions to leave.
+const LINGER_MS: i64 = 1000;
+/// A worker that was told to end waits so long for the launcher's word that the whole server ends.
+const SHUTDOWN_WORD_MS: i64 = 200;
+/// And then so long for the last sessions.
+const SHUTDOWN_WAIT: i64 = 10 * SECOND;
+const MAX_BACKOFF: i64 = 60 * SECOND;
+/// One transaction of a worker: large enough that its commit costs little, small enough that its end is near.
+const BATCH_MESSAGES: usize = 500;
+const BATCH_BYTES: usize = 1024 * 1024;
+
+/// What the launcher knows of a database's worker.
+#[derive(Default)]
+struct Attempt {
+    started: Option<Started>,
+    failures: u32,
+    not_before: i64,
+}
+
+/// The launcher's life.
+pub fn launcher() {
+    let (Some(queue), Some(own)) = (shmem::queue(), process::own()) else { return };
+    worker::at_exit(launcher_left);
+    queue.set_shutting_down(false);
+    queue.set_launcher(Some(own));
+    let mut to_visit = connectable();
+    let mut attempts: HashMap<u32, Attempt> = HashMap::new();
+    while !worker::is_told_to_end() {
+        worker::reload_if_asked();
+        let wait_until = start_workers(queue, &mut to_visit, &mut attempts);
+        let now = session::clock();
+        process::wait(wait_until.map(|until| ((until - now) / MILLISECOND + 1).max(1)));
+    }
+    queue.set_shutting_down(true);
+    queue.databases().filter(|database| database.has_worker()).for_each(|database| queue.wake_worker(database));
+}
+
+#[pgrx::pg_guard]
+extern "C-unwind" fn launcher_left(_code: i32, _argument: pgrx::pg_sys::Datum) {
+    if let Some(queue) = shmem::queue() {
+        queue.set_launcher(None);
+    }
+}
+
+/// Databases that are looked into once after the server has started: whether they have the extension.
+fn connectable() -> Vec<Oid> {
+    let databases = worker::in_transaction(c"list databases", catalog::databases, |_| {}).unwrap_or_default();
+    databases
+        .into_iter()
+        .filter(|found| found.allows_connections && !found.is_template)
+        .map(|found| found.oid)
+        .collect()
+}
+
+/// Starts what is due. Returns when to look again, if nothing wakes the launcher before.
+fn start_workers(queue: Queue, to_visit: &mut Vec<Oid>, attempts: &mut HashMap<u32, Attempt>) -> Option<i64> {
+    for attempt in attempts.values_mut() {
+        attempt.started = attempt.started.take().filter(|started| !started.has_ended());
+    }
+    // One at a time, and only while nothing else is to be done.
+    let is_busy = queue.databases().any(|database| database.presence() == Presence::Unknown);
+    if !is_busy && let Some(oid) = to_visit.pop() {
+        queue.database(oid);
+    }
+    let now = session::clock();
+    let mut look_again: Option<i64> = None;
+    for database in queue.databases() {
+        let is_due = database.presence() == Presence::Unknown || !queue.is_empty(database);
+        let attempt = attempts.entry(database.oid().to_u32()).or_default();
+        if !is_due || attempt.started.is_some() || database.has_worker() {
+            continue;
+        }
+        if database.departure() == Departure::Early {
+            database.set_departure(Departure::None);
+            database.count(Counter::Restarts, 1);
+            attempt.failures += 1;
+            let pause = (SECOND << attempt.failures.min(6)).min(MAX_BACKOFF) - SECOND;
+            attempt.not_before = now + pause;
+        } else if database.departure() == Departure::Idle {
+            attempt.failures = 0;
+        }
+        let not_before = attempt.not_before;
+        if now < not_before {
+            look_again = Some(look_again.map_or(not_before, |at| at.min(not_before)));
+            continue;
+        }
+        let next = match startable(database.oid()) {
+            Ok(true) => {
+                attempt.started = worker::start(database.oid());
+                match attempt.started {
+                    Some(_) => continue,
+                    None => {
+                        attempt.failures += 1;
+                        if attempt.failures == 1 {
+                            report::log(
+                                "no background worker is free to write the audit queue".into(),
+                                "Raise max_worker_processes.",
+                            );
+                        }
+                        now + 5 * SECOND
+                    }
+                }
+            }
+            Ok(false) => {
+                give_up(queue, database);
+                attempts.remove(&database.oid().to_u32());
+                continue;
+            }
+            // It allows no connections, or the catalog could not be read.
+            Err(()) => now + MAX_BACKOFF,
+        };
+        attempts.entry(database.oid().to_u32()).or_default().not_before = next;
+        look_again = Some(look_again.map_or(next, |at| at.min(next)));
+    }
+    look_again
+}
+
+/// Whether a worker can connect; an error for not now.
+fn startable(oid: Oid) -> Result<bool, ()> {
+    let databases = worker::in_transaction(c"list databases", catalog::databases, |_| {}).map_err(|_| ())?;
+    match databases.iter().find(|found| found.oid == oid) {
+        None => Ok(false),
+        Some(found) if found.allows_connections => Ok(true),
+        Some(_) => Err(()),
+    }
+}
+
+/// The database is gone, its messages with it.
+fn give_up(queue: Queue, database: &'static Database) {
+    loop {
+        let messages = queue.read(database, BATCH_MESSAGES, BATCH_BYTES);
+        if messages.is_empty() {
+            break;
+        }
+        queue.remove(database, &messages, false);
+    }
+    database.forget();
+}
+
+thread_local! {
+    static ATTACHED: RefCell<Option<&'static Database>> = const { RefCell::new(None) };
+}
+
+#[pgrx::pg_guard]
+extern "C-unwind" fn worker_left(_code: i32, _argument: pgrx::pg_sys::Datum) {
+    if let (Some(queue), Some(database)) = (shmem::queue(), ATTACHED.with_borrow_mut(Option::take)) {
+        database.detach_worker();
+        // What came between its last look and now.
+        queue.wake_launcher();
+    }
+}
+
+/// A worker's life.
+pub fn worker(oid: Oid) {
+    let (Some(queue), Some(own)) = (shmem::queue(), process::own()) else { return };
+    let Some(database) = queue.database(oid) else { return };
+    if !database.attach_worker(own) {
+        return;
+    }
+    ATTACHED.set(Some(database));
+    worker::at_exit(worker_left);
+    let mut trouble = Trouble::default();
+    let mut idle_since = session::clock();
+    loop {
+        worker::reload_if_asked();
+        let pause_ms = match drain(queue, database) {
+            Ok(true) => {
+                trouble.is_over();
+                idle_since = session::clock();
+                continue;
+            }
+            Ok(false) => {
+                trouble.is_over();
+                LINGER_MS - (session::clock() - idle_since) / MILLISECOND
+            }
+            Err(failure) => {
+                database.count(Counter::Errors, 1);
+                idle_since = session::clock();
+                trouble.note(failure)
+            }
+        };
+        if worker::is_told_to_end() {
+            return last_pass(queue, database);
+        }
+        if pause_ms <= 0 {
+            database.set_departure(Departure::Idle);
+            return;
+        }
+        process::wait(Some(pause_ms));
+    }
+}
+
+/// Told to end: the queue is empty, or can't be written. If the whole server ends, stays until the last session has left.
+fn last_pass(queue: Queue, database: &'static Database) {
+    let word_until = session::clock() + SHUTDOWN_WORD_MS * MILLISECOND;
+    while !queue.is_shutting_down() && session::clock() < word_until {
+        process::wait(Some(SHUTDOWN_WORD_MS / 10));
+    }
+    let until = session::clock() + SHUTDOWN_WAIT;
+    while queue.is_shutting_down() && worker::others_connected(database.oid()) && session::clock() < until {
+        process::wait(Some(10));
+        if drain(queue, database).is_err() {
+            break;
+        }
+    }
+    while matches!(drain(queue, database), Ok(true)) {}
+    if queue.is_empty(database) {
+        database.set_departure(Departure::Idle);
+    } else if queue.is_shutting_down() {
+        report::log(
+            format!("audit queue: {} messages could not be written before shutdown", database.depth().0),
+            "They are lost; earlier log lines say why.",
+        );
+    }
+}
+
+/// Writes a batch. Returns whether there was anything to do.
+fn drain(queue: Queue, database: &'static Database) -> Result<bool, Failure> {
+    if database.presence() != Presence::Present {
+        let is_here = worker::in_transaction(c"look for extension", catalog::extension_version, |_| {})?.is_some();
+        database.set_presence(if is_here { Presence::Present } else { Presence::Absent });
+    }
+    let messages = queue.read(database, BATCH_MESSAGES, BATCH_BYTES);
+    if messages.is_empty() {
+        return Ok(false);
+    }
+    if database.presence() == Presence::Absent {
+        queue.remove(database, &messages, false);
+        return Ok(true);
+    }
+    match write(queue, database, &messages) {
+        Ok(()) => {}
+        // One of them may be to blame.
+        Err(failure) if failure.is_of_the_message() => {
+            for message in messages.chunks(1) {
+                match write(queue, database, message) {
+                    Ok(()) => {}
+                    Err(failure) if failure.is_of_the_message() => {
+                        report::log(
+                            format!("audit record cannot be written: {} ({})", failure.message, failure.sqlstate),
+                            "It is given up and counted in audit.stats.",
+                        );
+                        database.count(Counter::Errors, 1);
+                        queue.remove(database, message, false);
+                    }
+                    Err(failure) => return Err(failure),
+                }
+            }
+        }
+        Err(failure) => return Err(failure),
+    }
+    Ok(true)
+}
+
+fn write(queue: Queue, database: &'static Database, messages: &[Message]) -> Result<(), Failure> {
+    let written = worker::in_transaction(
+        c"write audit records",
+        || {
+            // The extension may have gone, or changed, since.
+            session::check_version()?;
+            let mut oldest = i64::MAX;
+            for message in messages {
+                oldest = oldest.min(queue::write(&message.bytes)?);
+            }
+            Ok((transaction::next_seq(), oldest))
+        },
+        |&(events, oldest)| {
+            database.count(Counter::Events, u64::try_from(events).unwrap_or(0));
+            database.set(Counter::Lag, u64::try_from(session::clock() - oldest).unwrap_or(0));
+            queue.remove(database, messages, true);
+        },
+    );
+    if written.is_err() {
+        // Looked at afresh with the next batch: without the extension nothing can be written.
+        database.set_presence(Presence::Unknown);
+    }
+    written.map(|_| ())
+}
+
+impl Failure {
+    /// Whether the same message would fail again, however often, while others might not.
+    fn is_of_the_message(&self) -> bool {
+        matches!(self.sqlstate.get(..2), Some("22" | "23" | "54" | "XX"))
+    }
+}
+
+/// Failures in a row: said once, tried again ever later.
+#[derive(Default)]
+struct Trouble {
+    said: Option<Failure>,
+    count: u32,
+    since: i64,
+}
+
+impl Trouble {
+    /// Returns how long to wait.
+    fn note(&mut self, failure: Failure) -> i64 {
+        self.count += 1;
+        if self.count == 1 {
+            self.since = session::clock();
+        }
+        if self.said.as_ref() != Some(&failure) {
+            report::log(
+                format!("audit records cannot be written: {} ({})", failure.message, failure.sqlstate),
+                "The audit worker goes on trying; the records wait in the audit queue.",
+            );
+            self.said = Some(failure);
+        }
+        (100 << self.count.min(10)).min(MAX_BACKOFF / MILLISECOND)
+    }
+
+    fn is_over(&mut self) {
+        if self.count > 0 {
+            let seconds = (session::clock() - self.since) / SECOND;
+            report::log(
+                format!("audit records can be written again, after {seconds} s and {} attempts", self.count),
+                "",
+            );
+            *self = Trouble::default();
+        }
+    }
+}
+
+impl From<audit_core::message::Malformed> for Error {
+    fn from(_: audit_core::message::Malformed) -> Self {
+        Error::Internal("malformed message in the audit queue")
+    }
+}
