@@ -15,6 +15,8 @@ COMMENT ON COLUMN stats.queue_written IS 'Messages whose records are committed.'
 COMMENT ON COLUMN stats.queue_lost IS 'Messages given up: the record can never be written, or the extension is gone.';
 COMMENT ON COLUMN stats.queue_lag IS 'Time from the making of a message to its commit, of the oldest one of the last batch.';
 COMMENT ON COLUMN stats.events_written IS 'Events written by the worker.';
+COMMENT ON COLUMN stats.failures_recorded IS 'Failed statements recorded.';
+COMMENT ON COLUMN stats.failures_lost IS 'Failed statements not recorded: the queue was full for too long.';
 COMMENT ON COLUMN stats.isolated_lost IS 'Isolated events that were not written: the queue was full for too long, or they could not be written.';
 COMMENT ON COLUMN stats.isolated_late IS 'Isolated events that were not yet written after audit.isolated_timeout. They may have been since.';
 COMMENT ON COLUMN stats.audit_errors IS 'Attempts of the worker to write that failed.';

@@ -1,14 +1,27 @@
 //! The settings: name, static, definition, accessor. Those of the context are in `context.rs`.
 
 use crate::pg::session;
-use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
+use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 
 static ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
 static LOG_STATEMENT: GucSetting<bool> = GucSetting::<bool>::new(false);
 static LOG_SOFT_DELETES: GucSetting<bool> = GucSetting::<bool>::new(true);
 static MAX_VALUE_BYTES: GucSetting<i32> = GucSetting::<i32>::new(0);
+static LOG_FAILURES: GucSetting<LogFailures> = GucSetting::<LogFailures>::new(LogFailures::Audited);
+static LOG_ROLLBACKS: GucSetting<bool> = GucSetting::<bool>::new(false);
 static QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
 static ISOLATED_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5000);
+
+/// Which failed statements are recorded.
+#[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
+pub enum LogFailures {
+    #[name = c"off"]
+    Off,
+    #[name = c"audited"]
+    Audited,
+    #[name = c"all"]
+    All,
+}
 
 pub fn init() {
     GucRegistry::define_bool_guc(
@@ -48,6 +61,24 @@ pub fn init() {
         GucContext::Suset,
         GucFlags::UNIT_BYTE,
     );
+    // What an investigator looks for first, and what costs nothing while nothing fails.
+    GucRegistry::define_enum_guc(
+        c"audit.log_failures",
+        c"Records statements that fail: those that mean an audited table, or all.",
+        c"Needs shared_preload_libraries.",
+        &LOG_FAILURES,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    // Off: applications roll back as a matter of course.
+    GucRegistry::define_bool_guc(
+        c"audit.log_rollbacks",
+        c"Records the ROLLBACK of a transaction that changed audited tables.",
+        c"Needs shared_preload_libraries.",
+        &LOG_ROLLBACKS,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
     // Some 8,000 row changes: a second's work of the worker. Without preload there is no queue, and PostgreSQL allows no
     // such setting.
     GucRegistry::define_int_guc(
@@ -71,6 +102,14 @@ pub fn init() {
         GucContext::Suset,
         GucFlags::UNIT_MS,
     );
+}
+
+pub fn log_failures() -> LogFailures {
+    LOG_FAILURES.get()
+}
+
+pub fn log_rollbacks() -> bool {
+    LOG_ROLLBACKS.get()
 }
 
 pub fn queue_bytes() -> usize {

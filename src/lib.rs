@@ -10,6 +10,7 @@ mod context;
 mod datetime;
 mod ddl;
 mod error;
+mod failures;
 mod gucs;
 mod isolated;
 mod layouts;
@@ -43,5 +44,6 @@ pub extern "C-unwind" fn _PG_init() {
     if pg::session::is_preloading() {
         pg::shmem::init();
         pg::worker::register_launcher();
+        pg::statement::init();
     }
 }

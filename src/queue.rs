@@ -9,9 +9,11 @@ use std::rc::Rc;
 use audit_core::canonical::{Operation, Origin, Status};
 use audit_core::jsonb;
 use audit_core::message::{Malformed, Reader, Writer};
+use pgrx::pg_sys::Oid;
 
 use crate::context::{self, Context};
 use crate::error::Error;
+use crate::failures;
 use crate::layouts::Table;
 use crate::pg::session::{self, Roles};
 use crate::transaction::{self, Author, Event, Image};
@@ -21,6 +23,7 @@ use crate::transaction::{self, Author, Event, Image};
 #[repr(u8)]
 pub enum Kind {
     Events = 1,
+    Failure = 2,
 }
 
 /// The session that makes a message, and when.
@@ -84,6 +87,7 @@ impl Head {
     fn read(message: &mut Reader) -> Result<Self, Error> {
         let kind = match message.u8()? {
             1 => Kind::Events,
+            2 => Kind::Failure,
             _ => return Err(Malformed.into()),
         };
         let origin = *Origin::ALL.get(usize::from(message.u8()?)).ok_or(Malformed)?;
@@ -96,9 +100,9 @@ impl Head {
         };
         let mut role = || -> Result<_, Error> {
             let name = message.optional()?.map(Rc::from);
-            let oid = pgrx::pg_sys::Oid::from(message.u32()?);
+            let oid = Oid::from(message.u32()?);
             // A name that the session could not look up is looked up here; none at all where it had no role.
-            let has_role = oid != pgrx::pg_sys::InvalidOid;
+            let has_role = oid != Oid::INVALID;
             Ok((name.or_else(|| has_role.then(|| session::role_name(oid))), oid))
         };
         let (session_role, effective_role) = (role()?, role()?);
@@ -124,8 +128,29 @@ impl Head {
         })
     }
 
+    /// Of this session in the midst of an error: nothing is looked up.
+    pub fn of_failing_session(kind: Kind, origin: Origin) -> Self {
+        let roles = session::roles();
+        Head {
+            kind,
+            origin,
+            occurred_at: session::clock(),
+            author: Author {
+                backend_pid: session::backend_pid(),
+                client: session::client(),
+                session_role: session::known_role_name(roles.session),
+                effective_role: session::known_role_name(roles.effective),
+                position: None,
+            },
+            roles,
+            context: context::current_values(),
+            application_name: session::application_name(),
+            statement: if crate::gucs::log_statement() { session::statement() } else { None },
+        }
+    }
+
     /// Begins the changeset for what the message holds.
-    fn begin(self) -> Result<(), Error> {
+    pub fn begin(self) -> Result<(), Error> {
         let context = Context::of(self.context)?;
         transaction::begin_for(
             self.author,
@@ -179,6 +204,7 @@ pub fn write(message: &[u8]) -> Result<i64, Error> {
                 write_event(&mut message)?;
             }
         }
+        Kind::Failure => failures::write(head, &mut message)?,
     }
     Ok(occurred_at)
 }
@@ -189,7 +215,9 @@ fn write_event(message: &mut Reader) -> Result<(), Error> {
     let command = message.u32()?;
     let layout = match message.optional()? {
         None => None,
-        Some(name) => Some(Table { name, schema: message.string()?, relation_id: message.u32()? as i32 }),
+        Some(name) => {
+            Some(Table { oid: Oid::INVALID, name, schema: message.string()?, relation_id: message.u32()? as i32 })
+        }
     };
     let (action, resource, resource_id) = (message.optional()?, message.optional()?, message.optional()?);
     let images = [message.optional()?, message.optional()?, message.optional()?];

@@ -14,6 +14,7 @@ use audit_core::canonical::{self, EventRecord, Operation, Origin, Status};
 use audit_core::checksum;
 use audit_core::merkle::Frontier;
 use audit_core::uuid7;
+use pgrx::pg_sys::Oid;
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
@@ -121,6 +122,8 @@ struct State {
     spare: Option<Batch>,
     /// Sub-transactions that wrote rows which caches rely on.
     cached_rows: Vec<u32>,
+    /// Tables of which something was recorded, whether or not it was rolled back since.
+    tables: Vec<Oid>,
     is_closed: bool,
     random: Option<ChaCha12Rng>,
     canonical: Vec<u8>,
@@ -308,6 +311,7 @@ pub fn ended(end: End) {
         state.savepoints.clear();
         state.pending.clear();
         state.cached_rows.clear();
+        state.tables.clear();
         state.is_closed = false;
         forget
     });
@@ -341,6 +345,16 @@ pub fn random_salt() -> Result<[u8; 16], Error> {
     let mut salt = [0; 16];
     STATE.with_borrow_mut(|state| state.fill_random(&mut salt))?;
     Ok(salt)
+}
+
+/// Calls `each` for the tables of which this transaction recorded something.
+pub fn for_each_table(each: impl FnMut(Oid)) {
+    STATE.with(|state| {
+        // An error may have come while it was borrowed.
+        if let Ok(state) = state.try_borrow() {
+            state.tables.iter().copied().for_each(each);
+        }
+    });
 }
 
 /// The sequence number that the next event gets.
@@ -417,6 +431,12 @@ impl State {
         store::put_event(&sealed, labels, batch)?;
         let is_full = batch.bytes() >= BATCH_BYTES;
 
+        if let Some(table) = event.layout
+            && self.tables.last() != Some(&table.oid)
+            && !self.tables.contains(&table.oid)
+        {
+            self.tables.push(table.oid);
+        }
         let changeset = &mut self.changesets[index];
         changeset.frontier.push(&checksum);
         changeset.event_count += 1;

@@ -37,17 +37,26 @@ struct Attempt {
     not_before: i64,
 }
 
+/// What the launcher knows.
+struct Launcher {
+    queue: Queue,
+    /// Databases not yet looked into.
+    to_visit: Vec<Oid>,
+    attempts: HashMap<u32, Attempt>,
+    /// The last worker that was asked for could not be had.
+    is_starved: bool,
+}
+
 /// The launcher's life.
 pub fn launcher() {
     let (Some(queue), Some(own)) = (shmem::queue(), process::own()) else { return };
     worker::at_exit(launcher_left);
     queue.set_shutting_down(false);
     queue.set_launcher(Some(own));
-    let mut to_visit = connectable();
-    let mut attempts: HashMap<u32, Attempt> = HashMap::new();
+    let mut launcher = Launcher { queue, to_visit: connectable(), attempts: HashMap::new(), is_starved: false };
     while !worker::is_told_to_end() {
         worker::reload_if_asked();
-        let wait_until = start_workers(queue, &mut to_visit, &mut attempts);
+        let wait_until = launcher.start_workers();
         let now = session::clock();
         process::wait(wait_until.map(|until| ((until - now) / MILLISECOND + 1).max(1)));
     }
@@ -72,67 +81,68 @@ fn connectable() -> Vec<Oid> {
         .collect()
 }
 
-/// Starts what is due. Returns when to look again, if nothing wakes the launcher before.
-fn start_workers(queue: Queue, to_visit: &mut Vec<Oid>, attempts: &mut HashMap<u32, Attempt>) -> Option<i64> {
-    for attempt in attempts.values_mut() {
-        attempt.started = attempt.started.take().filter(|started| !started.has_ended());
+impl Launcher {
+    /// Starts what is due. Returns when to look again, if nothing wakes the launcher before.
+    fn start_workers(&mut self) -> Option<i64> {
+        for attempt in self.attempts.values_mut() {
+            attempt.started = attempt.started.take().filter(|started| !started.has_ended());
+        }
+        // One at a time, and only while nothing else is to be done.
+        let is_busy = self.queue.databases().any(|database| database.presence() == Presence::Unknown);
+        if !is_busy && let Some(oid) = self.to_visit.pop() {
+            self.queue.database(oid);
+        }
+        let now = session::clock();
+        let queue = self.queue;
+        queue.databases().filter_map(|database| self.start_worker(database, now)).min()
     }
-    // One at a time, and only while nothing else is to be done.
-    let is_busy = queue.databases().any(|database| database.presence() == Presence::Unknown);
-    if !is_busy && let Some(oid) = to_visit.pop() {
-        queue.database(oid);
-    }
-    let now = session::clock();
-    let mut look_again: Option<i64> = None;
-    for database in queue.databases() {
-        let is_due = database.presence() == Presence::Unknown || !queue.is_empty(database);
-        let attempt = attempts.entry(database.oid().to_u32()).or_default();
+
+    /// Starts the database's worker if it is due, or says when to look again.
+    fn start_worker(&mut self, database: &'static Database, now: i64) -> Option<i64> {
+        let oid = database.oid();
+        let is_due = database.presence() == Presence::Unknown || !self.queue.is_empty(database);
+        let attempt = self.attempts.entry(oid.to_u32()).or_default();
         if !is_due || attempt.started.is_some() || database.has_worker() {
-            continue;
+            return None;
         }
-        if database.departure() == Departure::Early {
-            database.set_departure(Departure::None);
-            database.count(Counter::Restarts, 1);
-            attempt.failures += 1;
-            let pause = (SECOND << attempt.failures.min(6)).min(MAX_BACKOFF) - SECOND;
-            attempt.not_before = now + pause;
-        } else if database.departure() == Departure::Idle {
-            attempt.failures = 0;
-        }
-        let not_before = attempt.not_before;
-        if now < not_before {
-            look_again = Some(look_again.map_or(not_before, |at| at.min(not_before)));
-            continue;
-        }
-        let next = match startable(database.oid()) {
-            Ok(true) => {
-                attempt.started = worker::start(database.oid());
-                match attempt.started {
-                    Some(_) => continue,
-                    None => {
-                        attempt.failures += 1;
-                        if attempt.failures == 1 {
-                            report::log(
-                                "no background worker is free to write the audit queue".into(),
-                                "Raise max_worker_processes.",
-                            );
-                        }
-                        now + 5 * SECOND
-                    }
-                }
+        match database.departure() {
+            Departure::Early => {
+                database.set_departure(Departure::None);
+                database.count(Counter::Restarts, 1);
+                attempt.failures += 1;
+                attempt.not_before = now + (SECOND << attempt.failures.min(6)).min(MAX_BACKOFF) - SECOND;
             }
+            Departure::Idle => attempt.failures = 0,
+            Departure::None => {}
+        }
+        if now < attempt.not_before {
+            return Some(attempt.not_before);
+        }
+        match startable(oid) {
+            Ok(true) => attempt.started = worker::start(oid),
             Ok(false) => {
-                give_up(queue, database);
-                attempts.remove(&database.oid().to_u32());
-                continue;
+                give_up(self.queue, database);
+                self.attempts.remove(&oid.to_u32());
+                return None;
             }
             // It allows no connections, or the catalog could not be read.
-            Err(()) => now + MAX_BACKOFF,
-        };
-        attempts.entry(database.oid().to_u32()).or_default().not_before = next;
-        look_again = Some(look_again.map_or(next, |at| at.min(next)));
+            Err(()) => {
+                attempt.not_before = now + MAX_BACKOFF;
+                return Some(attempt.not_before);
+            }
+        }
+        if attempt.started.is_some() {
+            self.is_starved = false;
+            return None;
+        }
+        attempt.not_before = now + 5 * SECOND;
+        let again = attempt.not_before;
+        if !std::mem::replace(&mut self.is_starved, true) {
+            let hint = "Raise max_worker_processes.";
+            report::log("no background worker is free to write the audit queue".into(), hint);
+        }
+        Some(again)
     }
-    look_again
 }
 
 /// Whether a worker can connect; an error for not now.

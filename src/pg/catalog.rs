@@ -27,6 +27,17 @@ pub fn relation_oid(name: &CStr) -> Option<pg_sys::Oid> {
     (oid != pg_sys::InvalidOid).then_some(oid)
 }
 
+/// Oid of a table anywhere.
+pub fn table_oid(schema: &[u8], name: &[u8]) -> Option<pg_sys::Oid> {
+    let (schema, name) = (super::relation::c_string(schema), super::relation::c_string(name));
+    // SAFETY: catalog look-ups by C string.
+    let oid = unsafe {
+        let schema = pg_sys::get_namespace_oid(schema.as_ptr(), true);
+        pg_sys::get_relname_relid(name.as_ptr(), schema)
+    };
+    (oid != pg_sys::InvalidOid).then_some(oid)
+}
+
 /// Oid of a type in schema `audit`.
 pub fn type_oid(name: &CStr) -> Option<pg_sys::Oid> {
     // SAFETY: catalog look-ups by C string.

@@ -27,6 +27,7 @@ pub mod relation;
 pub mod report;
 pub mod session;
 pub mod shmem;
+pub mod statement;
 pub mod table_triggers;
 pub mod trigger;
 pub mod tuple;

@@ -23,6 +23,17 @@ pub fn wake(process: u32) {
     }
 }
 
+/// Calls `body` when the process ends in an orderly way, while it can still use shared memory.
+pub fn before_exit(body: unsafe extern "C-unwind" fn(std::ffi::c_int, pg_sys::Datum)) {
+    // SAFETY: the function is one of this library's.
+    unsafe { pg_sys::before_shmem_exit(Some(body), pg_sys::Datum::from(0usize)) };
+}
+
+/// Sleeps where no latch may be waited for.
+pub fn sleep_ms(milliseconds: u64) {
+    std::thread::sleep(std::time::Duration::from_millis(milliseconds));
+}
+
 /// Waits until this process's latch is set, or for so many milliseconds, and lets PostgreSQL do what is pending, cancels
 /// and termination included.
 pub fn wait(milliseconds: Option<i64>) {

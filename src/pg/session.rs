@@ -47,6 +47,14 @@ thread_local! {
     static ROLE_NAMES: RefCell<Vec<(pg_sys::Oid, Rc<[u8]>)>> = const { RefCell::new(Vec::new()) };
 }
 
+/// A role's name if it was looked up before.
+pub fn known_role_name(role: pg_sys::Oid) -> Option<Rc<[u8]>> {
+    ROLE_NAMES.with(|names| {
+        let names = names.try_borrow().ok()?;
+        names.iter().find(|(oid, _)| *oid == role).map(|(_, name)| name.clone())
+    })
+}
+
 /// A role's name; its oid as text where it was dropped meanwhile.
 pub fn role_name(role: pg_sys::Oid) -> Rc<[u8]> {
     let known =
@@ -237,6 +245,15 @@ pub fn to_utf8(text: &[u8]) -> std::borrow::Cow<'_, [u8]> {
         }
         std::borrow::Cow::Owned(CStr::from_ptr(converted).to_bytes().to_vec())
     }
+}
+
+/// Text in the database's encoding, as it is or, where it is none, with what is not ASCII replaced.
+pub fn valid_text(text: &[u8]) -> std::borrow::Cow<'_, [u8]> {
+    // SAFETY: looks at so many bytes.
+    if unsafe { pg_sys::pg_verifymbstr(text.as_ptr().cast(), text.len() as i32, true) } {
+        return std::borrow::Cow::Borrowed(text);
+    }
+    text.iter().map(|&byte| if byte.is_ascii() && byte != 0 { byte } else { b'?' }).collect()
 }
 
 /// Refuses to write with a library of another version than the extension in the database has.

@@ -51,6 +51,10 @@ pub enum Counter {
     IsolatedLate,
     /// Events written by the worker.
     Events,
+    /// Failed statements recorded.
+    Failures,
+    /// Failed statements for which there was no room.
+    FailuresLost,
     /// Attempts of the worker to write that failed.
     Errors,
     /// Workers started after one that ended otherwise than idle.

@@ -6,8 +6,8 @@ use std::ffi::c_void;
 
 use pgrx::{pg_guard, pg_sys};
 
-use super::{composite, log_table, report, session};
-use crate::{layouts, transaction};
+use super::{composite, log_table, report, session, statement};
+use crate::{failures, layouts, transaction};
 
 /// Registers the callbacks, once per process.
 pub fn init() {
@@ -30,9 +30,16 @@ unsafe extern "C-unwind" fn at_transaction(event: pg_sys::XactEvent::Type, _argu
     use pg_sys::XactEvent::*;
     match event {
         XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => report::ok(transaction::before_commit()),
-        XACT_EVENT_COMMIT => transaction::ended(transaction::End::Committed),
+        XACT_EVENT_COMMIT => {
+            transaction::ended(transaction::End::Committed);
+            failures::retry();
+        }
         XACT_EVENT_PREPARE => transaction::ended(transaction::End::Prepared),
-        XACT_EVENT_ABORT => transaction::ended(transaction::End::Aborted),
+        XACT_EVENT_ABORT => {
+            failures::transaction_rolled_back(transaction::next_seq());
+            transaction::ended(transaction::End::Aborted);
+            statement::transaction_aborted();
+        }
         _ => {}
     }
 }
@@ -47,7 +54,12 @@ unsafe extern "C-unwind" fn at_subtransaction(
     use pg_sys::SubXactEvent::*;
     match event {
         SUBXACT_EVENT_COMMIT_SUB => transaction::subtransaction_committed(id, parent),
-        SUBXACT_EVENT_ABORT_SUB => transaction::subtransaction_aborted(id),
+        SUBXACT_EVENT_ABORT_SUB => {
+            let captured = transaction::next_seq();
+            transaction::subtransaction_aborted(id);
+            failures::rolled_back(captured - transaction::next_seq());
+            statement::subtransaction_aborted();
+        }
         _ => {}
     }
 }
