@@ -17,6 +17,8 @@ COMMENT ON COLUMN stats.queue_lag IS 'Time from the making of a message to its c
 COMMENT ON COLUMN stats.events_written IS 'Events written by the worker.';
 COMMENT ON COLUMN stats.failures_recorded IS 'Failed statements recorded.';
 COMMENT ON COLUMN stats.failures_lost IS 'Failed statements not recorded: the queue was full for too long.';
+COMMENT ON COLUMN stats.logins_folded IS 'Refused logins that were recorded as one event with others.';
+COMMENT ON COLUMN stats.logins_lost IS 'Logins not recorded: there was no room.';
 COMMENT ON COLUMN stats.isolated_lost IS 'Isolated events that were not written: the queue was full for too long, or they could not be written.';
 COMMENT ON COLUMN stats.isolated_late IS 'Isolated events that were not yet written after audit.isolated_timeout. They may have been since.';
 COMMENT ON COLUMN stats.audit_errors IS 'Attempts of the worker to write that failed.';

@@ -9,6 +9,7 @@ static LOG_SOFT_DELETES: GucSetting<bool> = GucSetting::<bool>::new(true);
 static MAX_VALUE_BYTES: GucSetting<i32> = GucSetting::<i32>::new(0);
 static LOG_FAILURES: GucSetting<LogFailures> = GucSetting::<LogFailures>::new(LogFailures::Audited);
 static LOG_ROLLBACKS: GucSetting<bool> = GucSetting::<bool>::new(false);
+static LOG_LOGINS: GucSetting<LogLogins> = GucSetting::<LogLogins>::new(LogLogins::Failed);
 static QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
 static ISOLATED_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5000);
 
@@ -19,6 +20,17 @@ pub enum LogFailures {
     Off,
     #[name = c"audited"]
     Audited,
+    #[name = c"all"]
+    All,
+}
+
+/// Which logins are recorded.
+#[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
+pub enum LogLogins {
+    #[name = c"off"]
+    Off,
+    #[name = c"failed"]
+    Failed,
     #[name = c"all"]
     All,
 }
@@ -70,6 +82,15 @@ pub fn init() {
         GucContext::Suset,
         GucFlags::default(),
     );
+    // Sessions come and go by the thousand behind some applications; refused ones are few, or a flood that is folded.
+    GucRegistry::define_enum_guc(
+        c"audit.log_logins",
+        c"Records logins to this database: refused ones, or all with their end.",
+        c"Needs shared_preload_libraries.",
+        &LOG_LOGINS,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
     // Off: applications roll back as a matter of course.
     GucRegistry::define_bool_guc(
         c"audit.log_rollbacks",
@@ -106,6 +127,10 @@ pub fn init() {
 
 pub fn log_failures() -> LogFailures {
     LOG_FAILURES.get()
+}
+
+pub fn log_logins() -> LogLogins {
+    LOG_LOGINS.get()
 }
 
 pub fn log_rollbacks() -> bool {

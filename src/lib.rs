@@ -15,6 +15,7 @@ mod gucs;
 mod isolated;
 mod layouts;
 mod ledger;
+mod logins;
 mod pg;
 mod policies;
 mod queue;

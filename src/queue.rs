@@ -13,10 +13,10 @@ use pgrx::pg_sys::Oid;
 
 use crate::context::{self, Context};
 use crate::error::Error;
-use crate::failures;
 use crate::layouts::Table;
 use crate::pg::session::{self, Roles};
 use crate::transaction::{self, Author, Event, Image};
+use crate::{failures, logins};
 
 /// What a message holds after its head.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -24,6 +24,7 @@ use crate::transaction::{self, Author, Event, Image};
 pub enum Kind {
     Events = 1,
     Failure = 2,
+    Login = 3,
 }
 
 /// The session that makes a message, and when.
@@ -88,6 +89,7 @@ impl Head {
         let kind = match message.u8()? {
             1 => Kind::Events,
             2 => Kind::Failure,
+            3 => Kind::Login,
             _ => return Err(Malformed.into()),
         };
         let origin = *Origin::ALL.get(usize::from(message.u8()?)).ok_or(Malformed)?;
@@ -205,6 +207,7 @@ pub fn write(message: &[u8]) -> Result<i64, Error> {
             }
         }
         Kind::Failure => failures::write(head, &mut message)?,
+        Kind::Login => logins::write(head, &mut message)?,
     }
     Ok(occurred_at)
 }

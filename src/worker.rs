@@ -8,13 +8,15 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
+use audit_core::fold::{Decision, Entry};
 use pgrx::pg_sys::Oid;
 
 use crate::error::Error;
+use crate::pg::catalog::DatabaseRow;
 use crate::pg::shmem::{self, Counter, Database, Departure, Message, Presence, Queue};
 use crate::pg::worker::{self, Failure, Started};
 use crate::pg::{catalog, process, report, session};
-use crate::{queue, transaction};
+use crate::{logins, queue, transaction};
 
 const MILLISECOND: i64 = 1000;
 const SECOND: i64 = 1000 * MILLISECOND;
@@ -71,9 +73,22 @@ extern "C-unwind" fn launcher_left(_code: i32, _argument: pgrx::pg_sys::Datum) {
     }
 }
 
+/// All databases. What is kept of them learns their names, or that they are gone.
+fn list_databases() -> Result<Vec<DatabaseRow>, Failure> {
+    worker::in_transaction(c"list databases", catalog::databases, |databases| {
+        let Some(queue) = shmem::queue() else { return };
+        for kept in queue.databases() {
+            match databases.iter().find(|found| found.oid == kept.oid()) {
+                Some(found) => queue.set_name(kept, &found.name),
+                None => queue.set_name(kept, b""),
+            }
+        }
+    })
+}
+
 /// Databases that are looked into once after the server has started: whether they have the extension.
 fn connectable() -> Vec<Oid> {
-    let databases = worker::in_transaction(c"list databases", catalog::databases, |_| {}).unwrap_or_default();
+    let databases = list_databases().unwrap_or_default();
     databases
         .into_iter()
         .filter(|found| found.allows_connections && !found.is_template)
@@ -100,9 +115,15 @@ impl Launcher {
     /// Starts the database's worker if it is due, or says when to look again.
     fn start_worker(&mut self, database: &'static Database, now: i64) -> Option<i64> {
         let oid = database.oid();
-        let is_due = database.presence() == Presence::Unknown || !self.queue.is_empty(database);
+        let folded_due_at = self.queue.folded_due_at(database);
+        let is_due = database.presence() == Presence::Unknown
+            || !self.queue.is_empty(database)
+            || folded_due_at.is_some_and(|at| at <= now);
         let attempt = self.attempts.entry(oid.to_u32()).or_default();
-        if !is_due || attempt.started.is_some() || database.has_worker() {
+        if !is_due {
+            return folded_due_at;
+        }
+        if attempt.started.is_some() || database.has_worker() {
             return None;
         }
         match database.departure() {
@@ -147,7 +168,7 @@ impl Launcher {
 
 /// Whether a worker can connect; an error for not now.
 fn startable(oid: Oid) -> Result<bool, ()> {
-    let databases = worker::in_transaction(c"list databases", catalog::databases, |_| {}).map_err(|_| ())?;
+    let databases = list_databases().map_err(|_| ())?;
     match databases.iter().find(|found| found.oid == oid) {
         None => Ok(false),
         Some(found) if found.allows_connections => Ok(true),
@@ -250,9 +271,10 @@ fn drain(queue: Queue, database: &'static Database) -> Result<bool, Failure> {
         let is_here = worker::in_transaction(c"look for extension", catalog::extension_version, |_| {})?.is_some();
         database.set_presence(if is_here { Presence::Present } else { Presence::Absent });
     }
+    let has_folded = write_folded(queue, database)?;
     let messages = queue.read(database, BATCH_MESSAGES, BATCH_BYTES);
     if messages.is_empty() {
-        return Ok(false);
+        return Ok(has_folded);
     }
     if database.presence() == Presence::Absent {
         queue.remove(database, &messages, false);
@@ -280,6 +302,36 @@ fn drain(queue: Queue, database: &'static Database) -> Result<bool, Failure> {
         Err(failure) => return Err(failure),
     }
     Ok(true)
+}
+
+/// Writes refused logins that were folded and are due. Returns whether there were any.
+fn write_folded(queue: Queue, database: &'static Database) -> Result<bool, Failure> {
+    let due = queue.folded_due_at(database);
+    // In a hurry, what is folded is due at once.
+    let now = if worker::is_told_to_end() { i64::MAX } else { session::clock() };
+    if due.is_none_or(|due| due > now) {
+        return Ok(false);
+    }
+    let entries: Vec<Entry> = std::iter::from_fn(|| queue.take_folded(database, now)).collect();
+    if database.presence() == Presence::Absent {
+        return Ok(true);
+    }
+    let write = || {
+        session::check_version()?;
+        entries.iter().try_for_each(logins::write_folded)
+    };
+    let written = worker::in_transaction(c"write audit records", write, |()| {
+        database.count(Counter::Events, entries.len() as u64);
+    });
+    if written.is_err() {
+        for entry in &entries {
+            if queue.put_back_folded(entry, session::clock()) == Decision::Lost {
+                database.count(Counter::LoginsLost, entry.count);
+            }
+        }
+        database.set_presence(Presence::Unknown);
+    }
+    written.map(|()| true)
 }
 
 fn write(queue: Queue, database: &'static Database, messages: &[Message]) -> Result<(), Failure> {

@@ -102,6 +102,7 @@ fn extension_row(each: impl FnMut(&Row)) -> Result<(), Error> {
 /// A database of this cluster.
 pub struct DatabaseRow {
     pub oid: pg_sys::Oid,
+    pub name: Vec<u8>,
     pub is_template: bool,
     pub allows_connections: bool,
 }
@@ -117,6 +118,7 @@ pub fn databases() -> Result<Vec<DatabaseRow>, Error> {
             let flag = |column: u32| row.boolean(column as usize).unwrap_or(false);
             found.extend(row.oid(pg_sys::Anum_pg_database_oid as usize).map(|oid| DatabaseRow {
                 oid,
+                name: row.name(pg_sys::Anum_pg_database_datname as usize).unwrap_or_default(),
                 is_template: flag(pg_sys::Anum_pg_database_datistemplate),
                 allows_connections: flag(pg_sys::Anum_pg_database_datallowconn),
             }));
@@ -180,6 +182,12 @@ impl Row<'_> {
     /// The payload of a text, bytea, jsonb or array column.
     pub fn bytes(&self, column: usize) -> Option<Vec<u8>> {
         self.value(column).map(|value| Varlena::of(value).bytes().to_vec())
+    }
+
+    /// The bytes of a name column.
+    pub fn name(&self, column: usize) -> Option<Vec<u8>> {
+        // SAFETY: a name is a C string in place.
+        self.value(column).map(|value| unsafe { CStr::from_ptr(value.cast_mut_ptr()) }.to_bytes().to_vec())
     }
 
     pub fn int4(&self, column: usize) -> Option<i32> {

@@ -134,6 +134,30 @@ pub fn client() -> Option<(std::net::IpAddr, u16)> {
     }
 }
 
+/// Calls `body` with the names of database and role that the client asked for.
+pub fn with_login_names(body: impl FnOnce(&[u8], &[u8])) {
+    // SAFETY: the port structure, where there is one, holds C strings, or null before the client's first packet is read.
+    unsafe {
+        let port = pg_sys::libpq::be::MyProcPort;
+        if !port.is_null() && !(*port).database_name.is_null() && !(*port).user_name.is_null() {
+            let text = |text| CStr::from_ptr(text).to_bytes();
+            body(text((*port).database_name), text((*port).user_name));
+        }
+    }
+}
+
+/// Whether this process serves a client.
+pub fn has_client() -> bool {
+    // SAFETY: a read of a backend variable.
+    unsafe { !pg_sys::libpq::be::MyProcPort.is_null() }
+}
+
+/// When this process started, as `clock` counts.
+pub fn started_at() -> i64 {
+    // SAFETY: a read of a backend variable.
+    unsafe { pg_sys::MyStartTimestamp }
+}
+
 /// The clock, in microseconds since 2000-01-01 as PostgreSQL counts.
 pub fn clock() -> i64 {
     // SAFETY: reads the clock.

@@ -5,9 +5,12 @@
 //! `audit_core::queue`, and the bytes of a block belong to whoever owns the block. So all of it may be used in commit
 //! and abort callbacks, and by a process that is refused before it has become a backend.
 
+use std::cell::UnsafeCell;
 use std::mem::size_of;
-use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
+use audit_core::fold::{self, Decision, Entry};
 use audit_core::queue::{Messages, NIL, Pool};
 use pgrx::{pg_guard, pg_sys};
 
@@ -15,6 +18,10 @@ use crate::gucs;
 
 /// Databases that can have messages or a worker at one time.
 const DATABASES: usize = 128;
+/// Addresses whose refused logins are told apart.
+const FOLDS: usize = 64;
+/// Longest name of a database, with its end.
+const NAME_BYTES: usize = 64;
 /// A row change with its context takes one or two.
 pub const BLOCK: usize = 1024;
 const NAME: &std::ffi::CStr = c"audit_ext queue";
@@ -33,6 +40,8 @@ struct Area {
     launcher: AtomicU32,
     is_shutting_down: AtomicU32,
     is_claiming: AtomicU32,
+    is_folding: AtomicU32,
+    folds: UnsafeCell<[Entry; FOLDS]>,
     databases: [Database; DATABASES],
 }
 
@@ -51,6 +60,10 @@ pub enum Counter {
     IsolatedLate,
     /// Events written by the worker.
     Events,
+    /// Refused logins that were folded.
+    LoginsFolded,
+    /// Logins for which there was no room.
+    LoginsLost,
     /// Failed statements recorded.
     Failures,
     /// Failed statements for which there was no room.
@@ -99,6 +112,8 @@ pub struct Database {
     high_water: AtomicU32,
     counters: [AtomicU64; COUNTERS],
     reset_at: AtomicI64,
+    /// As it was when somebody last looked, with a NUL after it.
+    name: [AtomicU8; NAME_BYTES],
 }
 
 /// What stands before a message's bytes.
@@ -414,6 +429,68 @@ impl Queue {
         }
     }
 
+    /// Notes what a database is called now. Another one had the name before, or is gone.
+    pub fn set_name(&self, database: &Database, name: &[u8]) {
+        if database.has_name(name) {
+            return;
+        }
+        if !name.is_empty() {
+            self.databases().filter(|other| other.has_name(name)).for_each(|other| other.set_name(b""));
+        }
+        database.set_name(name);
+    }
+
+    /// The database of that name, as far as it is known.
+    pub fn named(&self, name: &[u8]) -> Option<&'static Database> {
+        self.databases().find(|database| database.has_name(name))
+    }
+
+    /// Works on the folded logins, alone. It is a matter of a few hundred nanoseconds, in processes that may not have what
+    /// PostgreSQL's locks need.
+    fn with_folds<T>(&self, body: impl FnOnce(&mut [Entry; FOLDS]) -> T) -> T {
+        while self.area.is_folding.swap(1, Ordering::Acquire) != 0 {
+            std::thread::yield_now();
+        }
+        // SAFETY: one process at a time comes here, and any bytes are an entry.
+        let result = body(unsafe { &mut *self.area.folds.get() });
+        self.area.is_folding.store(0, Ordering::Release);
+        result
+    }
+
+    /// What to do with a refused login.
+    pub fn note_login(&self, database: &Database, address: Option<IpAddr>, role: &[u8], now: i64) -> Decision {
+        self.fold(database, |folds, oid| fold::note(folds, oid, Octets::of(address).used(), role, now))
+    }
+
+    /// Folds a refused login that could not be told.
+    pub fn fold_login(&self, database: &Database, address: Option<IpAddr>, role: &[u8], now: i64) -> Decision {
+        self.fold(database, |folds, oid| fold::fold(folds, oid, Octets::of(address).used(), role, now))
+    }
+
+    fn fold(&self, database: &Database, body: impl FnOnce(&mut [Entry; FOLDS], u32) -> Decision) -> Decision {
+        let oid = database.oid().to_u32();
+        let (was_due, decision) = self.with_folds(|folds| (fold::due_at(folds, oid), body(folds, oid)));
+        if was_due.is_none() && decision == Decision::Folded {
+            self.wake_launcher();
+        }
+        decision
+    }
+
+    /// When folded logins of a database are to be written.
+    pub fn folded_due_at(&self, database: &Database) -> Option<i64> {
+        self.with_folds(|folds| fold::due_at(folds, database.oid().to_u32()))
+    }
+
+    /// Takes folded logins that are due.
+    pub fn take_folded(&self, database: &Database, now: i64) -> Option<Entry> {
+        self.with_folds(|folds| fold::take_due(folds, database.oid().to_u32(), now))
+    }
+
+    /// Puts back folded logins that could not be written.
+    pub fn put_back_folded(&self, taken: &Entry, now: i64) -> Decision {
+        self.with_folds(|folds| fold::put_back(folds, taken, now))
+    }
+
     /// A ticket for this process, which has one at a time.
     pub fn ticket(&self) -> Option<Ticket> {
         let process = super::process::own()?;
@@ -435,6 +512,28 @@ impl Queue {
     }
 }
 
+/// An address as its octets.
+struct Octets([u8; 16], usize);
+
+impl Octets {
+    fn of(address: Option<IpAddr>) -> Self {
+        let mut octets = Octets([0; 16], 0);
+        match address {
+            None => {}
+            Some(IpAddr::V4(address)) => {
+                octets.0[..4].copy_from_slice(&address.octets());
+                octets.1 = 4;
+            }
+            Some(IpAddr::V6(address)) => octets = Octets(address.octets(), 16),
+        }
+        octets
+    }
+
+    fn used(&self) -> &[u8] {
+        &self.0[..self.1]
+    }
+}
+
 impl Database {
     fn init(&self, oid: u32) {
         for end in [&self.inbox, &self.first, &self.last] {
@@ -445,7 +544,21 @@ impl Database {
         self.departure.store(0, Ordering::Relaxed);
         self.depth.store(0, Ordering::Relaxed);
         self.reset(0);
+        self.set_name(b"");
         self.oid.store(oid, Ordering::Release);
+    }
+
+    fn has_name(&self, name: &[u8]) -> bool {
+        name.len() < NAME_BYTES
+            && self.name.iter().zip(name.iter().chain([&0])).all(|(own, asked)| own.load(Ordering::Relaxed) == *asked)
+    }
+
+    fn set_name(&self, name: &[u8]) {
+        if !self.has_name(name) {
+            for (place, byte) in self.name.iter().zip(name.iter().take(NAME_BYTES - 1).chain(std::iter::repeat(&0))) {
+                place.store(*byte, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Frees the place of a database that is gone. It has no messages and no worker.

@@ -9,9 +9,11 @@ use std::cell::RefCell;
 use std::ffi::{CStr, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use pgrx::pg_sys;
+use pgrx::{pg_guard, pg_sys};
 
+use super::{process, session};
 use crate::failures;
+use crate::logins::{self, Asked};
 
 /// Statements inside statements that are told apart; the tables of deeper ones count for none.
 const DEPTH: usize = 16;
@@ -240,6 +242,7 @@ static mut PREVIOUS_START: pg_sys::ExecutorStart_hook_type = None;
 static mut PREVIOUS_RUN: pg_sys::ExecutorRun_hook_type = None;
 static mut PREVIOUS_FINISH: pg_sys::ExecutorFinish_hook_type = None;
 static mut PREVIOUS_UTILITY: pg_sys::ProcessUtility_hook_type = None;
+static mut PREVIOUS_AUTHENTICATION: pg_sys::libpq::ClientAuthentication_hook_type = None;
 static mut PREVIOUS_LOG: pg_sys::emit_log_hook_type = None;
 
 unsafe extern "C-unwind" fn planner(
@@ -456,7 +459,15 @@ pub struct Reported<'a> {
 unsafe extern "C-unwind" fn log(error: *mut pg_sys::ErrorData) {
     // SAFETY: PostgreSQL passes the error, whose texts are C strings or null. A panic must not come on top of it.
     unsafe {
-        if (*error).elevel >= pgrx::PgLogLevel::ERROR as i32 && is_session() {
+        let is_client_s = session::has_client();
+        if (*error).elevel >= pgrx::PgLogLevel::FATAL as i32 && is_client_s && !logins::is_logged_in() {
+            let reason = (*error).message;
+            session::with_login_names(|database, role| {
+                let reason = (!reason.is_null()).then(|| CStr::from_ptr(reason).to_bytes());
+                let asked = Asked { database, role, sqlstate: (*error).sqlerrcode, reason };
+                let _ = catch_unwind(AssertUnwindSafe(|| logins::refused(&asked)));
+            });
+        } else if (*error).elevel >= pgrx::PgLogLevel::ERROR as i32 && is_session() {
             let text = |text: *const c_char| (!text.is_null()).then(|| CStr::from_ptr(text).to_bytes());
             let reported = Reported {
                 sqlstate: (*error).sqlerrcode,
@@ -489,6 +500,26 @@ fn is_session() -> bool {
     }
 }
 
+/// The client is who it says it is; it may still be refused.
+#[pg_guard]
+unsafe extern "C-unwind" fn authenticated(port: *mut pg_sys::libpq::be::Port, status: i32) {
+    const STATUS_OK: i32 = 0;
+    if status == STATUS_OK {
+        process::before_exit(session_ends);
+    }
+    // SAFETY: whoever was there before is called as PostgreSQL would.
+    unsafe {
+        if let Some(previous) = PREVIOUS_AUTHENTICATION {
+            previous(port, status);
+        }
+    }
+}
+
+#[pg_guard]
+extern "C-unwind" fn session_ends(_code: i32, _argument: pg_sys::Datum) {
+    logins::logged_out();
+}
+
 /// Puts the hooks in place. Called while the server starts.
 pub fn init() {
     // SAFETY: the postmaster has one thread; whoever was there before is called by ours.
@@ -505,5 +536,7 @@ pub fn init() {
         pg_sys::ProcessUtility_hook = Some(process_utility);
         PREVIOUS_LOG = pg_sys::emit_log_hook;
         pg_sys::emit_log_hook = Some(log);
+        PREVIOUS_AUTHENTICATION = pg_sys::libpq::ClientAuthentication_hook;
+        pg_sys::libpq::ClientAuthentication_hook = Some(authenticated);
     }
 }

@@ -7,7 +7,7 @@ use std::ffi::c_void;
 use pgrx::{pg_guard, pg_sys};
 
 use super::{composite, log_table, report, session, statement};
-use crate::{failures, layouts, transaction};
+use crate::{failures, layouts, logins, transaction};
 
 /// Registers the callbacks, once per process.
 pub fn init() {
@@ -33,6 +33,9 @@ unsafe extern "C-unwind" fn at_transaction(event: pg_sys::XactEvent::Type, _argu
         XACT_EVENT_COMMIT => {
             transaction::ended(transaction::End::Committed);
             failures::retry();
+            if session::has_client() {
+                logins::logged_in();
+            }
         }
         XACT_EVENT_PREPARE => transaction::ended(transaction::End::Prepared),
         XACT_EVENT_ABORT => {

@@ -14,6 +14,7 @@ pub mod canonical;
 pub mod checksum;
 pub mod context;
 pub mod error;
+pub mod fold;
 pub mod hex;
 pub mod jsonb;
 pub mod merkle;
