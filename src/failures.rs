@@ -18,7 +18,7 @@ use crate::layouts::{self, Table};
 use crate::pg::shmem::{self, Counter, Database, Presence, Queue};
 use crate::pg::statement::{self, Command, Reported};
 use crate::pg::worker::sqlstate_text;
-use crate::pg::{process, session};
+use crate::pg::{parse, process, session};
 use crate::queue::{Head, Kind};
 use crate::transaction::{self, Event, Image};
 
@@ -97,7 +97,13 @@ fn message(error: &Reported, log: LogFailures) -> Option<Writer> {
             tables.push((table, Command::Other, true));
         }
     });
-    if tables.is_empty() && error.table.is_none() && log == LogFailures::Audited {
+    // It failed before PostgreSQL knew which tables it means: the worker parses it again.
+    let text = if tables.is_empty() && error.table.is_none() && is_worth_parsing(error.sqlstate) {
+        session::statement().filter(|text| text.len() <= MAX_STATEMENT)
+    } else {
+        None
+    };
+    if tables.is_empty() && error.table.is_none() && text.is_none() && log == LogFailures::Audited {
         return None;
     }
     let mut out = Writer::new();
@@ -115,9 +121,21 @@ fn message(error: &Reported, log: LogFailures) -> Option<Writer> {
             out.u8(*command as u8)?;
             out.u8(u8::from(*is_target))?;
         }
+        out.optional(text.as_deref())?;
+        if text.is_some() {
+            out.string(&session::search_path())?;
+        }
         Ok(())
     };
     put().ok().map(|()| out)
+}
+
+/// Longer statements are not parsed again.
+const MAX_STATEMENT: usize = 64 * 1024;
+
+fn is_worth_parsing(sqlstate: i32) -> bool {
+    // Not a statement that is not looked at since the transaction has failed already.
+    !matches!(sqlstate_text(sqlstate).as_str(), "25P02" | "00000")
 }
 
 /// Longer texts of an error are cut: a constraint's detail may quote a whole row.
@@ -210,7 +228,7 @@ mod text {
 }
 
 impl<'a> Failure<'a> {
-    fn read(message: &mut Reader<'a>) -> Result<Self, Error> {
+    fn read(message: &mut Reader<'a>, user: &[u8]) -> Result<Self, Error> {
         let is_any = message.u8()? != 0;
         let sqlstate = sqlstate_text(message.u32()? as i32);
         let mut texts = [None; 7];
@@ -222,6 +240,10 @@ impl<'a> Failure<'a> {
             let table = Oid::from(message.u32()?);
             let command = Command::ALL.get(usize::from(message.u8()?)).map_or(Command::Other, |(command, _)| *command);
             tables.push((table, command, message.u8()? != 0));
+        }
+        if let Some(text) = message.optional()? {
+            let named = parse::tables_named(text, message.string()?, user);
+            tables.extend(named.into_iter().map(|meant| (meant.table, meant.command, meant.is_target)));
         }
         Ok(Failure { is_any, sqlstate, texts, tables, discarded: message.u32()? })
     }
@@ -253,7 +275,8 @@ impl<'a> Failure<'a> {
 
 /// Records a failure, if it means an audited table or all are wanted.
 pub fn write(head: Head, message: &mut Reader) -> Result<(), Error> {
-    let failure = Failure::read(message)?;
+    let user = head.author.effective_role.clone().unwrap_or_default();
+    let failure = Failure::read(message, &user)?;
     let mut meant: Vec<(layouts::Known, bool)> = Vec::new();
     let named = match (failure.texts[text::SCHEMA], failure.texts[text::TABLE]) {
         (Some(schema), Some(table)) => layouts::find_table(schema, table),

@@ -22,6 +22,7 @@ pub mod heap;
 pub mod log_index;
 pub mod log_partition;
 pub mod log_table;
+pub mod parse;
 pub mod process;
 pub mod relation;
 pub mod report;

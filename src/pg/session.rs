@@ -134,6 +134,15 @@ pub fn client() -> Option<(std::net::IpAddr, u16)> {
     }
 }
 
+/// The setting search_path.
+pub fn search_path() -> Vec<u8> {
+    // SAFETY: the variable is a C string, or null before it is set.
+    unsafe {
+        let path = pg_sys::namespace_search_path;
+        if path.is_null() { Vec::new() } else { CStr::from_ptr(path).to_bytes().to_vec() }
+    }
+}
+
 /// Calls `body` with the names of database and role that the client asked for.
 pub fn with_login_names(body: impl FnOnce(&[u8], &[u8])) {
     // SAFETY: the port structure, where there is one, holds C strings, or null before the client's first packet is read.

@@ -201,7 +201,7 @@ mod unguarded {
 }
 
 /// The pointers of a PostgreSQL list.
-unsafe fn elements<T>(list: *mut pg_sys::List) -> impl Iterator<Item = *mut T> {
+pub(super) unsafe fn elements<T>(list: *mut pg_sys::List) -> impl Iterator<Item = *mut T> {
     // SAFETY: the caller's word that it is a list of pointers, or null.
     let (cells, count) =
         unsafe { if list.is_null() { (std::ptr::null_mut(), 0) } else { ((*list).elements, (*list).length as usize) } };

@@ -87,6 +87,13 @@ KINDS = {
     "deferred unique at COMMIT": ("UPDATE account SET slot = 7", "23505", "public.account"),
     "deferred foreign key at COMMIT": ("SET CONSTRAINTS ALL DEFERRED; UPDATE account SET parent = 99", "23503",
                                        "public.account"),
+    "bad literal": ("INSERT INTO account VALUES ('one')", "22P02", "public.account"),
+    "wrong type": ("UPDATE public.account SET balance = true", "42804", "public.account"),
+    "no such column": ("UPDATE account SET nosuch = 1", "42703", "public.account"),
+    "no such function": ("INSERT INTO account SELECT nosuch(id) FROM parent", "42883", "public.account"),
+    "no such column in a subquery": ("DELETE FROM other WHERE id IN (SELECT nosuch FROM account)", "42703",
+                                     "public.account"),
+    "too many values": ("INSERT INTO \"account\" VALUES (1, 'a', 1, 1, 1, NULL, NULL, 9)", "42601", "public.account"),
     "lock timeout": ("SET LOCAL lock_timeout = '50ms'; UPDATE account SET slot = 1 WHERE id = 1", "55P03",
                      "public.account"),
 }
@@ -181,7 +188,7 @@ def test_errors_elsewhere_are_none_unless_all_are_wanted(server, kinds_db):
 
         def fail():
             for text, code in (("SELECT 1 / 0", "22012"), ("SELEC", "42601"), ("SELECT * FROM nosuch", "42P01"),
-                               ("INSERT INTO other VALUES (1), (1)", "23505")):
+                               ("INSERT INTO other VALUES (1), (1)", "23505"), ("DELETE FROM account WHER id = 1", "42601")):
                 with pytest.raises(psycopg.Error) as caught:
                     conn.execute(text)
                 assert caught.value.sqlstate == code
@@ -191,11 +198,12 @@ def test_errors_elsewhere_are_none_unless_all_are_wanted(server, kinds_db):
         conn.execute("SET audit.log_failures = 'all'")
         fail()
         assert [f[:2] for f in failures(conn, before)] == [
-            ("22012", None), ("42601", None), ("42P01", None), ("23505", None)]
+            ("22012", None), ("42601", None), ("42P01", None), ("23505", None),
+            ("42601", None)]
         conn.execute("SET audit.log_failures = 'off'")
         with pytest.raises(psycopg.Error):
             conn.execute("UPDATE account SET balance = -1")
-        assert len(failures(conn, before)) == 4
+        assert len(failures(conn, before)) == 5
         check_integrity(conn)
 
 
@@ -295,6 +303,25 @@ def test_a_deadlock_a_serialization_failure_a_cancel_and_a_termination(server, k
                     one.rollback()
                 until(lambda: [f[:2] for f in failures(admin, before + 2)][-1:] == [(code, "public.account")])
         assert len(failures(admin, before)) == 4
+
+
+def test_names_are_looked_up_as_the_session_would(server, kinds_db):
+    with server.connect("kinds") as conn, server.connect("kinds") as admin:
+        admin.execute("DROP ROLE IF EXISTS mine")
+        admin.execute("CREATE ROLE mine LOGIN SUPERUSER")
+        for schema in ("mine", "apart"):
+            admin.execute("CREATE SCHEMA %s" % schema)
+            admin.execute("CREATE TABLE %s.thing (id int)" % schema)
+            admin.execute("SELECT audit.enable('%s.thing')" % schema)
+        with server.connect("kinds", user="mine") as conn:
+            for path, table in (('"$user", public', "mine.thing"), ("nosuch, apart, mine", "apart.thing"), ("public", None)):
+                before = len(failures(admin))
+                conn.execute("SET search_path = %s" % path)
+                with pytest.raises(psycopg.Error):
+                    conn.execute("INSERT INTO thing (id) VALUES ('x')")
+                assert [f[1] for f in failures(admin, before)] == ([table] if table else [])
+        admin.execute("DROP SCHEMA mine, apart CASCADE")
+        admin.execute("DROP ROLE mine")
 
 
 def test_a_rollback_is_recorded_if_asked_for(server, kinds_db):
