@@ -94,7 +94,7 @@ pub fn truncate(layout: &Layout) -> Result<(), Error> {
     }
     suspension::record()?;
     transaction::record(&Event {
-        layout: Some(layout),
+        layout: Some(layout.named()),
         operation: Operation::Truncate,
         status: Status::Success,
         command: session::current_command(),
@@ -146,7 +146,7 @@ fn write(layout: &Layout, change: &Change, scratch: &mut Scratch) -> Result<(), 
     let has_details = write_details(is_soft_delete, has_old_key, scratch)?;
 
     transaction::record(&Event {
-        layout: Some(layout),
+        layout: Some(layout.named()),
         operation: change.operation,
         status: Status::Success,
         command: change.command,

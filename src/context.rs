@@ -71,13 +71,15 @@ impl Keys {
     }
 }
 
-type Values = [Option<Vec<u8>>; CONTEXT_SETTINGS.len()];
+/// The settings' values, in the order of the keys. Empty ones are absent.
+pub type Values = [Option<Vec<u8>>; CONTEXT_SETTINGS.len()];
 
-fn settings() -> Values {
+/// The values in force.
+pub fn current_values() -> Values {
     std::array::from_fn(|i| CONTEXT_SETTINGS[i].get())
 }
 
-/// The values in force. Empty ones are absent.
+/// The values in force, taken apart.
 #[derive(Default)]
 pub struct Context {
     values: Values,
@@ -128,7 +130,7 @@ impl Context {
         if let Some(context) = last {
             return Ok(context);
         }
-        let context = Rc::new(Context::of(settings())?);
+        let context = Rc::new(Context::of(current_values())?);
         LAST.with_borrow_mut(|last| *last = Some((generation, context.clone())));
         Ok(context)
     }
@@ -148,13 +150,14 @@ impl Context {
             return Ok(Derived { generation: base, context: current });
         }
         check_string(value).map_err(Error::Context)?;
-        let mut values = settings();
+        let mut values = current_values();
         values[key as usize] = Some(value.to_vec());
         let context = Context::of(values)?;
         Ok(DERIVED.with_borrow_mut(|derived| derived.keep(base, (key as u8, value.to_vec()), context)))
     }
 
-    fn of(values: Values) -> Result<Self, Error> {
+    /// What the settings of a session said.
+    pub fn of(values: Values) -> Result<Self, Error> {
         let mut context = Context { values, ..Context::default() };
         for (_, key) in REQUIRABLE {
             if context.get(key).is_some() {

@@ -52,7 +52,6 @@ pub enum Error {
     /// 0A000
     ModeNotAvailable { mode: String },
     /// 0A000
-    IsolatedNotAvailable,
     /// 22023
     UnknownAction { action: String },
     /// 42939
@@ -61,6 +60,10 @@ pub enum Error {
     OnStandby,
     /// 22004
     NullArgument { argument: &'static str },
+    /// 55000
+    NotPreloaded { what: &'static str },
+    /// 01000: a warning.
+    IsolatedEvent { what: &'static str },
     /// 22023
     Context(ContextError),
     /// XX001
@@ -97,6 +100,7 @@ impl Error {
             | Error::MissingContext { .. }
             | Error::AppendOnly { .. }
             | Error::AfterCommit
+            | Error::NotPreloaded { .. }
             | Error::NotEnabled { .. }
             | Error::NotSealed { .. }
             | Error::Erased { .. }
@@ -109,7 +113,7 @@ impl Error {
             Error::InvalidOption { .. } | Error::Context(_) | Error::UnknownAction { .. } => {
                 ERRCODE_INVALID_PARAMETER_VALUE
             }
-            Error::ModeNotAvailable { .. } | Error::IsolatedNotAvailable => ERRCODE_FEATURE_NOT_SUPPORTED,
+            Error::ModeNotAvailable { .. } => ERRCODE_FEATURE_NOT_SUPPORTED,
             Error::ReservedAction { .. } => ERRCODE_RESERVED_NAME,
             Error::OnStandby => ERRCODE_READ_ONLY_SQL_TRANSACTION,
             Error::NullArgument { .. } => ERRCODE_NULL_VALUE_NOT_ALLOWED,
@@ -119,6 +123,7 @@ impl Error {
             Error::SigningKey { .. } => ERRCODE_CONFIG_FILE_ERROR,
             Error::NoSuchEvent { .. } => ERRCODE_NO_DATA_FOUND,
             Error::Checkpoint { .. } => ERRCODE_INVALID_PARAMETER_VALUE,
+            Error::IsolatedEvent { .. } => ERRCODE_WARNING,
             Error::Internal(_) => ERRCODE_INTERNAL_ERROR,
         }
     }
@@ -171,12 +176,12 @@ impl Error {
             Error::Inherited { .. } => "Call audit.disable for the table it follows.",
             Error::InvalidOption { hint, .. } => hint,
             Error::ModeNotAvailable { .. } => "Use mode 'sync'.",
-            Error::IsolatedNotAvailable => {
-                "Leave out isolated: the event is then part of this transaction, and goes with it if it rolls back."
-            }
             Error::UnknownAction { .. } => "Add it to audit.action, or set audit.strict_actions to off.",
             Error::ReservedAction { .. } => "Choose another name.",
             Error::OnStandby => "Do this on the primary; to only read here, set audit.log_reads to off on the standby.",
+            Error::NotPreloaded { .. } => {
+                "Add audit_ext to shared_preload_libraries in postgresql.conf, and restart the server."
+            }
             Error::Context(error) => error.hint,
             Error::LedgerDamaged { .. } => "SELECT * FROM audit.verify() says what does not fit together.",
             Error::InRecovery => "Seal on the primary.",
@@ -192,6 +197,7 @@ impl Error {
             | Error::WrongTrigger
             | Error::NoSuchColumn { .. }
             | Error::AfterCommit
+            | Error::IsolatedEvent { .. }
             | Error::NotAnEventTrigger
             | Error::NoSuchTable { .. }
             | Error::NullArgument { .. }
@@ -230,10 +236,11 @@ impl fmt::Display for Error {
             Error::NoSuchColumn { table, column } => write!(f, "column \"{column}\" of table {table} does not exist"),
             Error::InvalidOption { message, .. } => write!(f, "{message}"),
             Error::ModeNotAvailable { mode } => write!(f, "audit mode \"{mode}\" is not available"),
-            Error::IsolatedNotAvailable => write!(f, "isolated events are not available"),
             Error::UnknownAction { action } => write!(f, "unknown action \"{action}\""),
             Error::ReservedAction { action } => write!(f, "action \"{action}\" is reserved"),
             Error::OnStandby => write!(f, "cannot record an event on a standby"),
+            Error::NotPreloaded { what } => write!(f, "{what} need the library audit_ext preloaded"),
+            Error::IsolatedEvent { what } => write!(f, "isolated audit event {what}"),
             Error::NullArgument { argument } => write!(f, "argument \"{argument}\" must not be null"),
             Error::Context(error) => write!(f, "{}", error.message),
             Error::LedgerDamaged { .. } => write!(f, "the audit ledger is damaged"),

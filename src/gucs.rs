@@ -2,7 +2,8 @@
 
 use std::ffi::CString;
 
-use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
+use crate::pg::session;
+use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 
 static ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
 static LOG_STATEMENT: GucSetting<bool> = GucSetting::<bool>::new(false);
@@ -12,6 +13,33 @@ static STRICT_ACTIONS: GucSetting<bool> = GucSetting::<bool>::new(false);
 static LOG_READS: GucSetting<bool> = GucSetting::<bool>::new(false);
 static SIGNING_KEY_FILE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static WITNESS_KEYS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static LOG_FAILURES: GucSetting<LogFailures> = GucSetting::<LogFailures>::new(LogFailures::Audited);
+static LOG_ROLLBACKS: GucSetting<bool> = GucSetting::<bool>::new(false);
+static LOG_LOGINS: GucSetting<LogLogins> = GucSetting::<LogLogins>::new(LogLogins::Failed);
+static QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
+static ISOLATED_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5000);
+
+/// Which failed statements are recorded.
+#[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
+pub enum LogFailures {
+    #[name = c"off"]
+    Off,
+    #[name = c"audited"]
+    Audited,
+    #[name = c"all"]
+    All,
+}
+
+/// Which logins are recorded.
+#[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
+pub enum LogLogins {
+    #[name = c"off"]
+    Off,
+    #[name = c"failed"]
+    Failed,
+    #[name = c"all"]
+    All,
+}
 
 pub fn init() {
     GucRegistry::define_bool_guc(
@@ -86,6 +114,56 @@ pub fn init() {
         GucContext::Sighup,
         GucFlags::default(),
     );
+    // What an investigator looks for first, and what costs nothing while nothing fails.
+    GucRegistry::define_enum_guc(
+        c"audit.log_failures",
+        c"Records statements that fail: those that mean an audited table, or all.",
+        c"Needs shared_preload_libraries.",
+        &LOG_FAILURES,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    // Sessions come and go by the thousand behind some applications; refused ones are few, or a flood that is folded.
+    GucRegistry::define_enum_guc(
+        c"audit.log_logins",
+        c"Records logins to this database: refused ones, or all with their end.",
+        c"Needs shared_preload_libraries.",
+        &LOG_LOGINS,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    // Off: applications roll back as a matter of course.
+    GucRegistry::define_bool_guc(
+        c"audit.log_rollbacks",
+        c"Records the ROLLBACK of a transaction that changed audited tables.",
+        c"Needs shared_preload_libraries.",
+        &LOG_ROLLBACKS,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    // Some 8,000 row changes: a second's work of the worker. Without preload there is no queue, and PostgreSQL allows no
+    // such setting.
+    GucRegistry::define_int_guc(
+        c"audit.queue_size",
+        c"Shared memory for records that wait for the audit worker.",
+        c"Needs shared_preload_libraries.",
+        &QUEUE_SIZE,
+        64,
+        1024 * 1024,
+        if session::is_preloading() { GucContext::Postmaster } else { GucContext::Sighup },
+        GucFlags::UNIT_KB,
+    );
+    // Ten times what a slow disk needs for a commit.
+    GucRegistry::define_int_guc(
+        c"audit.isolated_timeout",
+        c"How long the reporter of an isolated event waits until it is written.",
+        c"Then it gets a warning and goes on.",
+        &ISOLATED_TIMEOUT,
+        1,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::UNIT_MS,
+    );
 }
 
 /// Path of the file, or `None` where checkpoints are not signed.
@@ -101,6 +179,26 @@ pub fn witness_keys() -> Vec<String> {
 
 fn text(setting: &GucSetting<Option<CString>>) -> Option<String> {
     setting.get().map(|text| text.to_string_lossy().into_owned()).filter(|text| !text.is_empty())
+}
+
+pub fn log_failures() -> LogFailures {
+    LOG_FAILURES.get()
+}
+
+pub fn log_logins() -> LogLogins {
+    LOG_LOGINS.get()
+}
+
+pub fn log_rollbacks() -> bool {
+    LOG_ROLLBACKS.get()
+}
+
+pub fn queue_bytes() -> usize {
+    usize::try_from(QUEUE_SIZE.get()).unwrap_or(0) * 1024
+}
+
+pub fn isolated_timeout_ms() -> i64 {
+    i64::from(ISOLATED_TIMEOUT.get())
 }
 
 pub fn enabled() -> bool {

@@ -13,16 +13,21 @@ mod datetime;
 mod ddl;
 mod error;
 mod facts;
+mod failures;
 mod gucs;
+mod isolated;
 mod layouts;
 mod ledger;
+mod logins;
 mod pending;
 mod pg;
 mod policies;
+mod queue;
 mod store;
 mod suspension;
 mod transaction;
 mod trigger;
+mod worker;
 
 pgrx::pg_module_magic!(name, version);
 
@@ -39,6 +44,11 @@ pgrx::extension_sql_file!(
         api::application::note_read
     ]
 );
+pgrx::extension_sql_file!(
+    "../sql/40_queue.sql",
+    name = "queue",
+    requires = ["tables", api::queue_state, api::stats_reset]
+);
 pgrx::extension_sql_file!("../sql/60_ledger.sql", name = "ledger", requires = ["tables"]);
 pgrx::extension_sql_file!("../sql/20_functions.sql", name = "functions", finalize);
 
@@ -50,4 +60,9 @@ pub extern "C-unwind" fn _PG_init() {
     pg::guc::init();
     pg::xact::init();
     pg::hooks::init();
+    if pg::session::is_preloading() {
+        pg::shmem::init();
+        pg::worker::register_launcher();
+        pg::statement::init();
+    }
 }

@@ -229,6 +229,8 @@ pub fn put_changeset(changeset: &Changeset, closing: Option<(u64, [u8; 16])>, ba
     let xid = session::transaction_id();
     let labels = labels()?;
     let facts = &changeset.facts;
+    let author = &facts.author;
+    let closing = closing.map(|(position, salt)| (author.position.unwrap_or(position), salt));
     let further = context.further.as_ref();
     let events_root = changeset.frontier.root();
 
@@ -265,8 +267,8 @@ pub fn put_changeset(changeset: &Changeset, closing: Option<(u64, [u8; 16])>, ba
         facts.client_addr.as_deref(),
         context.get(Key::UserAgent),
         context.get(Key::Reason),
-        Some(&*facts.session_role),
-        Some(&*facts.effective_role),
+        author.session_role.as_deref(),
+        author.effective_role.as_deref(),
         facts.application_name(),
         changeset.statement.as_deref(),
         further.map(|further| further.jsonb()),
@@ -278,8 +280,8 @@ pub fn put_changeset(changeset: &Changeset, closing: Option<(u64, [u8; 16])>, ba
     tuple.i64(xid as i64)?;
     tuple.i32(era)?;
     tuple.i32(changeset.event_count)?;
-    tuple.i32(session::backend_pid())?;
-    tuple.i32_or_null(facts.client_port)?;
+    tuple.i32(author.backend_pid)?;
+    tuple.i32_or_null(facts.client_port())?;
     tuple.oid(labels.origins[changeset.origin as usize])?;
     tuple.uuid(&changeset.id)?;
     match closing {

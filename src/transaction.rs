@@ -19,8 +19,8 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use crate::context::{Context, Derived, Keys};
 use crate::error::Error;
-use crate::facts::Facts;
-use crate::layouts::{self, Layout};
+use crate::facts::{Author, Facts};
+use crate::layouts::{self, Table};
 use crate::pending::Pending;
 use crate::pg::session::{self, Roles};
 use crate::pg::tuple::Batch;
@@ -32,7 +32,7 @@ const KEEP_BYTES: usize = 1024 * 1024;
 
 /// A fact to record.
 pub struct Event<'a> {
-    pub layout: Option<&'a Layout>,
+    pub layout: Option<Table<'a>>,
     pub operation: Operation,
     pub status: Status,
     pub command: u32,
@@ -65,6 +65,8 @@ pub struct Changeset {
     pub origin: Origin,
     pub roles: Roles,
     pub facts: Rc<Facts>,
+    /// Whether its events are those of another session.
+    pub is_foreign: bool,
     pub context: Rc<Context>,
     pub statement: Option<Vec<u8>>,
     pub event_count: i32,
@@ -90,6 +92,8 @@ struct State {
     closing: Batch,
     /// Sub-transactions that wrote rows which caches rely on.
     cached_rows: Vec<u32>,
+    /// Tables of which something was recorded, whether or not it was rolled back since.
+    tables: Vec<Oid>,
     is_closed: bool,
     random: Option<ChaCha12Rng>,
     canonical: Vec<u8>,
@@ -143,7 +147,10 @@ fn change_changeset(context: Rc<Context>, generation: u64, roles: Roles, origin:
             return Err(Error::AfterCommit);
         }
         let same = |changeset: &Changeset| {
-            changeset.origin == origin && changeset.roles == roles && *changeset.context == *context
+            !changeset.is_foreign
+                && changeset.origin == origin
+                && changeset.roles == roles
+                && *changeset.context == *context
         };
         let index = match state.changesets.iter().position(same) {
             Some(index) => index,
@@ -157,6 +164,7 @@ fn change_changeset(context: Rc<Context>, generation: u64, roles: Roles, origin:
                     origin,
                     roles,
                     facts,
+                    is_foreign: false,
                     context,
                     statement,
                     event_count: 0,
@@ -167,6 +175,40 @@ fn change_changeset(context: Rc<Context>, generation: u64, roles: Roles, origin:
         };
         state.current = Some((index, generation, roles, origin));
         Ok(present)
+    })
+}
+
+/// Begins a changeset for events that another session made.
+pub fn begin_for(
+    author: Author,
+    origin: Origin,
+    occurred_at: i64,
+    context: Context,
+    application_name: Vec<u8>,
+    statement: Option<Vec<u8>>,
+) -> Result<(), Error> {
+    let roles = session::roles();
+    let facts = Rc::new(Facts::of(author, application_name)?);
+    let subtransaction = session::current_subtransaction();
+    STATE.with_borrow_mut(|state| {
+        state.save(subtransaction);
+        let mut random = [0; 10];
+        state.fill_random(&mut random)?;
+        state.changesets.push(Changeset {
+            id: uuid7::new(session::unix_usecs(occurred_at), random),
+            occurred_at,
+            origin,
+            roles,
+            facts,
+            is_foreign: true,
+            context: Rc::new(context),
+            statement,
+            event_count: 0,
+            frontier: Frontier::new(),
+        });
+        // No generation of the settings is this one: whatever the session records next is not of this changeset.
+        state.current = Some((state.changesets.len() - 1, u64::MAX, roles, origin));
+        Ok(())
     })
 }
 
@@ -271,6 +313,7 @@ pub fn ended(end: End) {
         state.savepoints.clear();
         state.pending.clear();
         state.cached_rows.clear();
+        state.tables.clear();
         state.is_closed = false;
         forget
     });
@@ -312,6 +355,16 @@ pub fn current_changeset() -> Option<([u8; 16], i64)> {
         let changeset = &state.changesets[state.current?.0];
         Some((changeset.id, changeset.occurred_at))
     })
+}
+
+/// Calls `each` for the tables of which this transaction recorded something.
+pub fn for_each_table(each: impl FnMut(Oid)) {
+    STATE.with(|state| {
+        // An error may have come while it was borrowed.
+        if let Ok(state) = state.try_borrow() {
+            state.tables.iter().copied().for_each(each);
+        }
+    });
 }
 
 /// The sequence number that the next event gets.
@@ -357,8 +410,8 @@ impl State {
                 seq: self.next_seq,
                 command: event.command as i32,
                 occurred_at_us: session::unix_usecs(changeset.occurred_at),
-                schema: event.layout.map(|layout| layout.schema.as_slice()),
-                table: event.layout.map(|layout| layout.table.as_slice()),
+                schema: event.layout.map(|table| table.schema),
+                table: event.layout.map(|table| table.name),
                 operation: event.operation,
                 action: event.action,
                 status: event.status,
@@ -387,6 +440,12 @@ impl State {
         let batch = self.pending.batch(subtransaction, occurred_at, event.command)?;
         store::put_event(&sealed, labels, batch)?;
 
+        if let Some(table) = event.layout
+            && self.tables.last() != Some(&table.oid)
+            && !self.tables.contains(&table.oid)
+        {
+            self.tables.push(table.oid);
+        }
         let changeset = &mut self.changesets[index];
         changeset.frontier.push(&checksum)?;
         changeset.event_count += 1;

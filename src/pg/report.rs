@@ -29,11 +29,19 @@ pub fn ok<T>(result: Result<T, Error>) -> T {
     }
 }
 
-/// A line in the server log, with SQLSTATE 00000.
+/// A line in the server log, with SQLSTATE 00000. An empty hint is none.
 pub fn log(message: String, hint: &str) {
-    ErrorReport::new(pg_sys::errcodes::PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, message, "audit_ext")
-        .set_hint(hint)
-        .report(PgLogLevel::LOG);
+    let report =
+        ErrorReport::new(pg_sys::errcodes::PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, message, "audit_ext");
+    let report = if hint.is_empty() { report } else { report.set_hint(hint) };
+    report.report(PgLogLevel::LOG);
+}
+
+/// Tells the client, and the server log, what went wrong without an error.
+pub fn warn(warning: &Error, detail: &str) {
+    ErrorReport::new(warning.sqlstate(), warning.to_string(), "audit_ext")
+        .set_detail(detail)
+        .report(PgLogLevel::WARNING);
 }
 
 /// A NOTICE to the client.

@@ -95,6 +95,39 @@ pub fn client() -> Option<(std::net::IpAddr, u16)> {
     }
 }
 
+/// The setting search_path.
+pub fn search_path() -> Vec<u8> {
+    // SAFETY: the variable is a C string, or null before it is set.
+    unsafe {
+        let path = pg_sys::namespace_search_path;
+        if path.is_null() { Vec::new() } else { CStr::from_ptr(path).to_bytes().to_vec() }
+    }
+}
+
+/// Calls `body` with the names of database and role that the client asked for.
+pub fn with_login_names(body: impl FnOnce(&[u8], &[u8])) {
+    // SAFETY: the port structure, where there is one, holds C strings, or null before the client's first packet is read.
+    unsafe {
+        let port = pg_sys::libpq::be::MyProcPort;
+        if !port.is_null() && !(*port).database_name.is_null() && !(*port).user_name.is_null() {
+            let text = |text| CStr::from_ptr(text).to_bytes();
+            body(text((*port).database_name), text((*port).user_name));
+        }
+    }
+}
+
+/// Whether this process serves a client.
+pub fn has_client() -> bool {
+    // SAFETY: a read of a backend variable.
+    unsafe { !pg_sys::libpq::be::MyProcPort.is_null() }
+}
+
+/// When this process started, as `clock` counts.
+pub fn started_at() -> i64 {
+    // SAFETY: a read of a backend variable.
+    unsafe { pg_sys::MyStartTimestamp }
+}
+
 /// The clock, in microseconds since 2000-01-01 as PostgreSQL counts.
 pub fn clock() -> i64 {
     // SAFETY: reads the clock.
@@ -121,6 +154,18 @@ pub fn current_command() -> u32 {
 pub fn transaction_id() -> u64 {
     // SAFETY: a transaction is under way.
     unsafe { pg_sys::GetTopFullTransactionId().value }
+}
+
+/// The session's database.
+pub fn database() -> pg_sys::Oid {
+    // SAFETY: a read of a backend variable.
+    unsafe { pg_sys::MyDatabaseId }
+}
+
+/// Whether the server is loading `shared_preload_libraries`.
+pub fn is_preloading() -> bool {
+    // SAFETY: a read of a backend variable.
+    unsafe { pg_sys::process_shared_preload_libraries_in_progress }
 }
 
 pub fn wal_position() -> u64 {
@@ -246,6 +291,15 @@ pub fn to_utf8(text: &[u8]) -> std::borrow::Cow<'_, [u8]> {
         }
         std::borrow::Cow::Owned(CStr::from_ptr(converted).to_bytes().to_vec())
     }
+}
+
+/// Text in the database's encoding, as it is or, where it is none, with what is not ASCII replaced.
+pub fn valid_text(text: &[u8]) -> std::borrow::Cow<'_, [u8]> {
+    // SAFETY: looks at so many bytes.
+    if unsafe { pg_sys::pg_verifymbstr(text.as_ptr().cast(), text.len() as i32, true) } {
+        return std::borrow::Cow::Borrowed(text);
+    }
+    text.iter().map(|&byte| if byte.is_ascii() && byte != 0 { byte } else { b'?' }).collect()
 }
 
 /// Refuses to write with a library of another version than the extension in the database has.

@@ -6,8 +6,8 @@ use std::ffi::c_void;
 
 use pgrx::{pg_guard, pg_sys};
 
-use super::{composite, log_table, publish, report};
-use crate::{facts, layouts, transaction};
+use super::{composite, log_table, publish, report, session, statement};
+use crate::{facts, failures, layouts, logins, transaction};
 
 /// Registers the callbacks, once per process.
 pub fn init() {
@@ -33,11 +33,17 @@ unsafe extern "C-unwind" fn at_transaction(event: pg_sys::XactEvent::Type, _argu
         XACT_EVENT_COMMIT => {
             transaction::ended(transaction::End::Committed);
             publish::committed();
+            failures::retry();
+            if session::has_client() {
+                logins::logged_in();
+            }
         }
         XACT_EVENT_PREPARE => transaction::ended(transaction::End::Prepared),
         XACT_EVENT_ABORT => {
+            failures::transaction_rolled_back(transaction::next_seq());
             transaction::ended(transaction::End::Aborted);
             publish::aborted();
+            statement::transaction_aborted();
         }
         _ => {}
     }
@@ -57,8 +63,11 @@ unsafe extern "C-unwind" fn at_subtransaction(
             publish::subtransaction_committed(id, parent);
         }
         SUBXACT_EVENT_ABORT_SUB => {
+            let captured = transaction::next_seq();
             transaction::subtransaction_aborted(id);
             publish::subtransaction_aborted(id);
+            failures::rolled_back(captured - transaction::next_seq());
+            statement::subtransaction_aborted();
         }
         _ => {}
     }

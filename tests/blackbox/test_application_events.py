@@ -111,7 +111,7 @@ def test_prepared_transaction(conn):
         ("'a', details => jsonb_build_object('x', repeat('x', 1048576))", "22023"),
         ("'a', status => 'fine'", "22023"),
         ("'a', status => NULL", "22004"),
-        ("'a', isolated => true", "0A000"),
+        ("'a', isolated => true", "55000"),
     ],
 )
 def test_refused(conn, user, arguments, code):
