@@ -102,7 +102,7 @@ impl Round {
         if size == 0 {
             size += self.append(
                 "SELECT $1::bigint, $2, NULL::int, NULL::uuid, \
-                audit.checksum_of(audit.canonical(l)) FROM audit.ledger AS l WHERE l.era = $2",
+                audit.checksum_of(audit.canonical_ledger(l)) FROM audit.ledger AS l WHERE l.era = $2",
                 size,
                 &[],
             )?;
@@ -118,7 +118,7 @@ impl Round {
         }
         size += self.append(
             "SELECT $1 + row_number() OVER (ORDER BY r.id) - 1, $2, r.id, NULL::uuid, \
-                audit.checksum_of(audit.canonical(r))
+                audit.checksum_of(audit.canonical_relation(r))
                FROM audit.relation AS r
               WHERE NOT EXISTS (SELECT FROM audit.entry AS e WHERE e.relation_id = r.id)",
             size,

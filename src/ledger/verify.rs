@@ -177,7 +177,7 @@ pub fn tree(kept: Option<&str>) -> Result<Vec<Finding>, Error> {
     let mut ledgers = Vec::new();
     spi::for_each(
         Sees::AsCaller,
-        "SELECT l.era, l.origin, audit.checksum_of(audit.canonical(l)) FROM audit.ledger AS l ORDER BY l.era",
+        "SELECT l.era, l.origin, audit.checksum_of(audit.canonical_ledger(l)) FROM audit.ledger AS l ORDER BY l.era",
         &[],
         |row| {
             ledgers.extend(row.int4(1).zip(row.text(2)).map(|(era, origin)| (era, origin, row.hash(3))));
