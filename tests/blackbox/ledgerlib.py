@@ -2,7 +2,9 @@
 
 import base64
 import hashlib
+import json
 import os
+import subprocess
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -53,6 +55,15 @@ def assert_intact(conn, checkpoint=None, keys=()):
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         assert verify(conn, checkpoint) == []
         assert log_problems(conn, checkpoint, keys) == []
+
+
+def audit_verify(cluster, *arguments, check=None, text=None):
+    """Runs audit-verify; returns its exit status and its result. `check` is the expected status."""
+    command = [cluster.bin("audit-verify"), *[str(argument) for argument in arguments], "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, input=text)
+    result = json.loads(done.stdout)
+    assert check is None or done.returncode == check, (done.returncode, result)
+    return done.returncode, result
 
 
 def attacker(db):

@@ -9,7 +9,7 @@ import random
 import uuid
 
 import pytest
-from ledgerlib import assert_intact, attacker, last_note, seal, verify
+from ledgerlib import assert_intact, attacker, audit_verify, last_note, seal, verify
 from tiny_verifier import log_problems
 
 SALT = "'00000000-0000-4000-8000-000000000000'"
@@ -61,9 +61,16 @@ def scene(cluster, victim, new_db):
 
 
 def found(db, kept):
+    """What audit.verify and the verifier in Python find; audit-verify must agree on whether there is something."""
     with db.connect() as conn:
-        findings = verify(conn, kept)
-        return findings, log_problems(conn, kept)
+        findings, problems = verify(conn, kept), log_problems(conn, kept)
+    arguments = ["db", "--dsn", db.cluster.dsn(db.name)]
+    if kept:
+        file = db.cluster.folder / f"{db.name}.kept"
+        file.write_text(kept)
+        arguments += ["--checkpoint", file]
+    audit_verify(db.cluster, *arguments, check=1 if problems else 0)
+    return findings, problems
 
 
 def test_the_untouched_copy_is_intact(scene):
