@@ -127,7 +127,7 @@ def test_large_and_odd_messages(server):
     with database(server, "odd"), server.connect("odd") as conn:
         big = "x" * 1_000_000
         assert log_isolated(conn, "big", details={"text": big})
-        assert log_isolated(conn, 'a "quoted"\n\taction ä', resource="", resource_id="\\")
+        assert log_isolated(conn, 'a "quoted" action ä', resource="\n\tä", resource_id="\\")
         assert conn.execute("SELECT details ->> 'text' = %s FROM audit.log WHERE action = 'big'", [big]).fetchone()[0]
         assert check_integrity(conn) == (2, 2)
         conn.execute("SELECT audit.set_context(context => %s::jsonb, is_local => false)",
