@@ -33,6 +33,7 @@ fn enable(
     require_context: default!(Option<Vec<Option<String>>>, "NULL"),
     skip_unchanged: default!(Option<bool>, "false"),
     snapshot: default!(Option<bool>, "false"),
+    tenant_column: default!(Option<String>, "NULL"),
 ) {
     let target = required("target", target);
     report::ok(policies::check_mode(mode.as_deref().unwrap_or("sync"), sample_rate.unwrap_or(1.0)));
@@ -43,6 +44,7 @@ fn enable(
         require_context: names("require_context", require_context),
         skip_unchanged: skip_unchanged.unwrap_or(false),
         snapshot: snapshot.unwrap_or(false),
+        tenant_column,
     };
     report::ok(policies::enable(target.0, &options));
 }
@@ -63,6 +65,7 @@ fn enable_schema(
     require_context: default!(Option<Vec<Option<String>>>, "NULL"),
     skip_unchanged: default!(Option<bool>, "false"),
     snapshot: default!(Option<bool>, "false"),
+    tenant_column: default!(Option<String>, "NULL"),
 ) -> i32 {
     let schema = required("schema", schema);
     let options = Options {
@@ -72,6 +75,7 @@ fn enable_schema(
         require_context: names("require_context", require_context),
         skip_unchanged: skip_unchanged.unwrap_or(false),
         snapshot: snapshot.unwrap_or(false),
+        tenant_column,
     };
     report::ok(policies::enable_schema(schema.0, include_future.unwrap_or(true), &options))
 }

@@ -7,6 +7,7 @@
 //! The state is borrowed only between calls into PostgreSQL, never across one that may run a user's code.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::rc::Rc;
 
 use audit_core::canonical::{self, EventRecord, Operation, Origin, Status};
@@ -27,6 +28,8 @@ use crate::{gucs, store};
 /// Events wait for the end of the statement up to this many bytes, then they are inserted: enough for a hundred
 /// events in one multi-insert, and small beside what a backend uses anyway.
 const BATCH_BYTES: usize = 64 * 1024;
+/// Contexts by turns fill as many batches.
+const MAX_BATCHES: usize = 16;
 /// Memory kept between statements.
 const KEEP_BYTES: usize = 1024 * 1024;
 
@@ -67,6 +70,8 @@ pub struct Changeset {
     pub context: Rc<Context>,
     pub application_name: Vec<u8>,
     pub statement: Option<Vec<u8>>,
+    /// Generation of the context that its own was derived from, where it shares the time of others that were.
+    family: Option<u64>,
     pub event_count: i32,
     pub frontier: Frontier,
 }
@@ -90,6 +95,8 @@ struct State {
     changesets: Vec<Changeset>,
     /// The changeset of the last event, with what must not have changed for it to be the next one's too.
     current: Option<(usize, u64, Roles, Origin)>,
+    /// Where the changesets of derived contexts are: there may be many, by turns.
+    derived: HashMap<(u64, Roles, Origin), usize>,
     next_seq: i32,
     savepoints: Vec<Savepoint>,
     pending: Vec<Pending>,
@@ -115,16 +122,27 @@ pub enum End {
 
 /// Makes sure that the changeset for the session's context is the current one, and says which keys of the context it has.
 pub fn begin_event(origin: Origin) -> Result<Keys, Error> {
-    begin(origin, guc::generation(), Context::current)
+    begin(origin, guc::generation(), None, Context::current)
 }
 
 /// As [`begin_event`], for a context that differs from the session's.
 pub fn begin_event_as(origin: Origin, derived: &Derived) -> Result<Keys, Error> {
-    begin(origin, derived.generation, || Ok(derived.context.clone()))
+    begin(origin, derived.generation, None, || Ok(derived.context.clone()))
+}
+
+/// As [`begin_event_as`], for one of many contexts that derive from the session's by turns. Their changesets have one time,
+/// so that their events are inserted together.
+pub fn begin_event_beside(origin: Origin, derived: &Derived) -> Result<Keys, Error> {
+    begin(origin, derived.generation, Some(derived.base), || Ok(derived.context.clone()))
 }
 
 #[inline]
-fn begin(origin: Origin, generation: u64, context: impl FnOnce() -> Result<Rc<Context>, Error>) -> Result<Keys, Error> {
+fn begin(
+    origin: Origin,
+    generation: u64,
+    family: Option<u64>,
+    context: impl FnOnce() -> Result<Rc<Context>, Error>,
+) -> Result<Keys, Error> {
     let roles = session::roles();
     let present = STATE.with_borrow(|state| match state.current {
         Some((index, ..)) if state.current == Some((index, generation, roles, origin)) => {
@@ -134,14 +152,17 @@ fn begin(origin: Origin, generation: u64, context: impl FnOnce() -> Result<Rc<Co
     });
     match present {
         Some(present) => Ok(present),
-        None => change_changeset(context()?, generation, roles, origin),
+        None => change_changeset(context()?, generation, family, roles, origin),
     }
 }
 
-fn change_changeset(context: Rc<Context>, generation: u64, roles: Roles, origin: Origin) -> Result<Keys, Error> {
-    let occurred_at = session::clock();
-    let application_name = session::application_name();
-    let statement = if gucs::log_statement() { session::statement() } else { None };
+fn change_changeset(
+    context: Rc<Context>,
+    generation: u64,
+    family: Option<u64>,
+    roles: Roles,
+    origin: Origin,
+) -> Result<Keys, Error> {
     let present = context.present;
     let subtransaction = session::current_subtransaction();
     STATE.with_borrow_mut(|state| {
@@ -151,9 +172,22 @@ fn change_changeset(context: Rc<Context>, generation: u64, roles: Roles, origin:
         let same = |changeset: &Changeset| {
             changeset.origin == origin && changeset.roles == roles && *changeset.context == *context
         };
-        let index = match state.changesets.iter().position(same) {
+        let known = family.and_then(|_| state.derived.get(&(generation, roles, origin)).copied());
+        let index = match known.or_else(|| state.changesets.iter().position(same)) {
             Some(index) => index,
             None => {
+                let relative = |changeset: &&Changeset| {
+                    family.is_some()
+                        && changeset.family == family
+                        && changeset.origin == origin
+                        && changeset.roles == roles
+                };
+                let occurred_at = match state.changesets.iter().find(relative) {
+                    Some(relative) => relative.occurred_at,
+                    None => session::clock(),
+                };
+                let application_name = session::application_name();
+                let statement = if gucs::log_statement() { session::statement() } else { None };
                 state.save(subtransaction);
                 let mut random = [0; 10];
                 state.fill_random(&mut random)?;
@@ -165,12 +199,16 @@ fn change_changeset(context: Rc<Context>, generation: u64, roles: Roles, origin:
                     context,
                     application_name,
                     statement,
+                    family,
                     event_count: 0,
                     frontier: Frontier::new(),
                 });
                 state.changesets.len() - 1
             }
         };
+        if family.is_some() {
+            state.derived.insert((generation, roles, origin), index);
+        }
         state.current = Some((index, generation, roles, origin));
         Ok(present)
     })
@@ -251,6 +289,9 @@ pub fn ended(end: End) {
         let forget = end != End::Committed && !state.cached_rows.is_empty();
         state.changesets.clear();
         state.current = None;
+        if !state.derived.is_empty() {
+            state.derived = HashMap::new();
+        }
         state.next_seq = 0;
         state.savepoints.clear();
         state.pending.clear();
@@ -261,6 +302,7 @@ pub fn ended(end: End) {
     if forget {
         forget_cached_rows();
     }
+    crate::context::forget_derived();
     crate::suspension::transaction_ended(end);
 }
 
@@ -362,7 +404,7 @@ impl State {
         let occurred_at = changeset.occurred_at;
         let batch = self.batch(subtransaction, occurred_at);
         store::put_event(&sealed, labels, batch)?;
-        let is_full = batch.bytes() >= BATCH_BYTES;
+        let is_full = batch.bytes() >= BATCH_BYTES || self.own_pending(subtransaction).nth(MAX_BATCHES).is_some();
 
         let changeset = &mut self.changesets[index];
         changeset.frontier.push(&checksum);
@@ -372,16 +414,21 @@ impl State {
     }
 
     fn batch(&mut self, subtransaction: u32, occurred_at: i64) -> &mut Batch {
-        let fits = self
-            .pending
-            .last()
-            .is_some_and(|last| last.subtransaction == subtransaction && last.occurred_at == occurred_at);
-        if !fits {
-            let batch = self.spare.take().unwrap_or_default();
-            self.pending.push(Pending { subtransaction, occurred_at, batch });
-        }
-        let last = self.pending.len() - 1;
-        &mut self.pending[last].batch
+        let back = self.own_pending(subtransaction).position(|pending| pending.occurred_at == occurred_at);
+        let index = match back {
+            Some(back) => self.pending.len() - 1 - back,
+            None => {
+                let batch = self.spare.take().unwrap_or_default();
+                self.pending.push(Pending { subtransaction, occurred_at, batch });
+                self.pending.len() - 1
+            }
+        };
+        &mut self.pending[index].batch
+    }
+
+    /// Those of this sub-transaction, the last one first.
+    fn own_pending(&self, subtransaction: u32) -> impl Iterator<Item = &Pending> {
+        self.pending.iter().rev().take_while(move |pending| pending.subtransaction == subtransaction)
     }
 
     fn take_pending(&mut self, subtransaction: u32) -> Option<Pending> {
@@ -422,6 +469,7 @@ impl State {
         {
             self.next_seq = savepoint.next_seq;
             self.changesets.truncate(savepoint.changesets.len());
+            self.derived.retain(|_, index| *index < savepoint.changesets.len());
             for (changeset, (event_count, frontier)) in self.changesets.iter_mut().zip(savepoint.changesets) {
                 changeset.event_count = event_count;
                 changeset.frontier = frontier;

@@ -22,6 +22,7 @@ pub mod heap;
 pub mod log_index;
 pub mod log_partition;
 pub mod log_table;
+pub mod readers;
 pub mod relation;
 pub mod report;
 pub mod session;

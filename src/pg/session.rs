@@ -32,7 +32,7 @@ mod unguarded {
 }
 
 /// Who the change is made as: the session's role and the one in effect.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Roles {
     pub session: pg_sys::Oid,
     pub effective: pg_sys::Oid,
