@@ -197,6 +197,7 @@ CREATE TABLE policy (
     soft_delete_column text,
     require_context    text[]      NOT NULL DEFAULT '{}',
     skip_unchanged     boolean     NOT NULL DEFAULT false,
+    tenant_column      text,
     enabled_at         timestamptz NOT NULL DEFAULT now(),
     enabled_by         text        NOT NULL DEFAULT session_user
 );
@@ -210,6 +211,7 @@ COMMENT ON COLUMN policy.mask_columns IS 'Columns recorded as "***".';
 COMMENT ON COLUMN policy.soft_delete_column IS 'Column whose becoming true or non-null is recorded as a soft delete.';
 COMMENT ON COLUMN policy.require_context IS 'Context keys without which a change is refused.';
 COMMENT ON COLUMN policy.skip_unchanged IS 'Whether an UPDATE that changes no recorded column is left out.';
+COMMENT ON COLUMN policy.tenant_column IS 'Column that names the row''s tenant, which counts where the context names none.';
 COMMENT ON COLUMN policy.enabled_at IS 'When auditing began.';
 COMMENT ON COLUMN policy.enabled_by IS 'Session role that enabled it.';
 
@@ -222,6 +224,7 @@ CREATE TABLE schema_policy (
     soft_delete_column text,
     require_context    text[]      NOT NULL DEFAULT '{}',
     skip_unchanged     boolean     NOT NULL DEFAULT false,
+    tenant_column      text,
     except_tables      text[]      NOT NULL DEFAULT '{}',
     enabled_at         timestamptz NOT NULL DEFAULT now(),
     enabled_by         text        NOT NULL DEFAULT session_user

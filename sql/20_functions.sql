@@ -101,36 +101,57 @@ BEGIN ATOMIC
 END;
 COMMENT ON FUNCTION verify_event(uuid, int) IS 'Whether an event is as it was written: its checksum, its changeset''s, its place in the changeset''s Merkle root, and the changeset''s entry in the Merkle log if it is sealed. False where there is no such event.';
 
+-- What people query, in three parts, so that each is planned by itself. They restrict what is read, by tenant (16_tenants.sql),
+-- and are barriers: conditions that could tell of rows they refuse wait until those are gone. Time alone is not fenced: it
+-- is what partitions are chosen by.
+DO $$
+DECLARE
+    part record;
+BEGIN
+    FOR part IN
+        SELECT * FROM (VALUES
+            ('row_events', 'r.resource',
+             'audit.event e
+              JOIN audit.changeset c ON c.id = e.changeset_id AND c.occurred_at = e.occurred_at
+              JOIN audit.relation r ON r.id = e.relation_id',
+             'true', 'Part of audit.log: events of rows and tables.'),
+            ('other_events', 'e.resource',
+             'audit.event e
+              JOIN audit.changeset c ON c.id = e.changeset_id AND c.occurred_at = e.occurred_at',
+             'e.relation_id IS NULL', 'Part of audit.log: events of no table, such as those of applications.'),
+            ('pending_events', 'coalesce(r.resource, e.resource)',
+             'audit.pending_changesets() c
+              JOIN audit.event e ON e.changeset_id = c.id AND e.occurred_at = c.occurred_at
+              LEFT JOIN audit.relation r ON r.id = e.relation_id',
+             'true', 'Part of audit.log: this transaction''s own events.')
+        ) AS v (name, resource, source, condition, comment)
+    LOOP
+        EXECUTE pg_catalog.format(
+            'CREATE VIEW audit.%I WITH (security_barrier) AS SELECT c.occurred_at, %s FROM %s WHERE %s AND audit.tenant_visible(c.tenant_id)',
+            part.name,
+            (SELECT pg_catalog.string_agg(pg_catalog.format('audit.fenced(%s, c.tenant_id) AS %I', expression, name), ', ' ORDER BY n)
+               FROM (VALUES
+                    (1, 'era', 'c.era'), (2, 'position', 'c.position'), (3, 'command', 'e.command'), (4, 'seq', 'e.seq'),
+                    (5, 'changeset_id', 'c.id'), (6, 'user_id', 'c.user_id'), (7, 'tenant_id', 'c.tenant_id'),
+                    (8, 'action', 'e.action'), (9, 'operation', 'e.operation::text'), (10, 'resource', part.resource),
+                    (11, 'resource_id', 'e.resource_id'), (12, 'status', 'e.status::text'),
+                    (13, 'old_row', $x$CASE e.operation WHEN 'UPDATE' THEN e.row_image || e.old_values WHEN 'DELETE' THEN e.row_image END$x$),
+                    (14, 'new_row', $x$CASE WHEN e.operation <> 'DELETE' THEN e.row_image END$x$),
+                    (15, 'changed_columns', $x$CASE WHEN e.operation = 'UPDATE' THEN ARRAY(SELECT jsonb_object_keys(e.old_values)) END$x$),
+                    (16, 'details', 'e.details'), (17, 'ip_address', 'c.ip_address'), (18, 'user_agent', 'c.user_agent'),
+                    (19, 'request_id', 'c.request_id'), (20, 'session_id', 'c.session_id'), (21, 'reason', 'c.reason'),
+                    (22, 'context', 'c.context'), (23, 'session_role', 'c.session_role'), (24, 'effective_role', 'c.effective_role'),
+                    (25, 'application_name', 'c.application_name'), (26, 'client_addr', 'c.client_addr'), (27, 'xid', 'c.xid'),
+                    (28, 'checksum', 'e.checksum')
+               ) AS shown (n, name, expression)),
+            part.source, part.condition);
+        EXECUTE pg_catalog.format('COMMENT ON VIEW audit.%I IS %L', part.name, part.comment);
+    END LOOP;
+END
+$$;
+
 CREATE VIEW log AS
-    SELECT c.occurred_at, c.era, c.position, e.command, e.seq, c.id AS changeset_id, c.user_id, c.tenant_id, e.action,
-           e.operation::text AS operation, r.resource, e.resource_id, e.status::text AS status,
-           CASE e.operation WHEN 'UPDATE' THEN e.row_image || e.old_values WHEN 'DELETE' THEN e.row_image END AS old_row,
-           CASE WHEN e.operation <> 'DELETE' THEN e.row_image END AS new_row,
-           CASE WHEN e.operation = 'UPDATE' THEN ARRAY(SELECT jsonb_object_keys(e.old_values)) END AS changed_columns,
-           e.details, c.ip_address, c.user_agent, c.request_id, c.session_id, c.reason, c.context, c.session_role,
-           c.effective_role, c.application_name, c.client_addr, c.xid, e.checksum
-      FROM event e
-      JOIN changeset c ON c.id = e.changeset_id AND c.occurred_at = e.occurred_at
-      JOIN relation r ON r.id = e.relation_id
-    UNION ALL
-    SELECT c.occurred_at, c.era, c.position, e.command, e.seq, c.id, c.user_id, c.tenant_id, e.action,
-           e.operation::text, e.resource, e.resource_id, e.status::text, NULL, NULL, NULL,
-           e.details, c.ip_address, c.user_agent, c.request_id, c.session_id, c.reason, c.context, c.session_role,
-           c.effective_role, c.application_name, c.client_addr, c.xid, e.checksum
-      FROM event e
-      JOIN changeset c ON c.id = e.changeset_id AND c.occurred_at = e.occurred_at
-     WHERE e.relation_id IS NULL
-    UNION ALL
-    SELECT c.occurred_at, c.era, c.position, e.command, e.seq, c.id, c.user_id, c.tenant_id, e.action,
-           e.operation::text, coalesce(r.resource, e.resource), e.resource_id, e.status::text,
-           CASE e.operation WHEN 'UPDATE' THEN e.row_image || e.old_values WHEN 'DELETE' THEN e.row_image END,
-           CASE WHEN e.operation <> 'DELETE' THEN e.row_image END,
-           CASE WHEN e.operation = 'UPDATE' THEN ARRAY(SELECT jsonb_object_keys(e.old_values)) END,
-           e.details, c.ip_address, c.user_agent, c.request_id, c.session_id, c.reason, c.context, c.session_role,
-           c.effective_role, c.application_name, c.client_addr, c.xid, e.checksum
-      FROM pending_changesets() c
-      JOIN event e ON e.changeset_id = c.id AND e.occurred_at = c.occurred_at
-      LEFT JOIN relation r ON r.id = e.relation_id;
+    SELECT * FROM row_events UNION ALL SELECT * FROM other_events UNION ALL SELECT * FROM pending_events;
 COMMENT ON VIEW log IS 'Events with their context: what people query. This transaction''s own events have no position yet. ORDER BY era, position NULLS LAST, command, seq reads the versions of each row in the order in which they came into being.';
 
 CREATE FUNCTION uncatalogued_actions(
@@ -153,8 +174,8 @@ CREATE FUNCTION grant_reader(role regrole) RETURNS void
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    EXECUTE format('GRANT SELECT ON audit.log, audit.changeset, audit.event, audit.relation, audit.ledger, audit.entry, audit.tile, audit.checkpoint, audit.cosignature, audit.erasure, audit.policy, audit.schema_policy, audit.action, audit.stats TO %s', role);
-    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.pending_changesets(), audit.changeset_time(uuid), audit.canonical(uuid, int), audit.canonical(uuid), audit.canonical_relation(audit.relation), audit.canonical_ledger(audit.ledger), audit.canonical_seal(text, bigint, timestamptz, xid8, xid8, text), audit.checksum_of(text), audit.verify_event(uuid, int), audit.verify(timestamptz, timestamptz, text), audit.verify_contents(timestamptz, timestamptz), audit.erased(), audit.verify_changesets(timestamptz, timestamptz), audit.verify_entries(timestamptz, timestamptz), audit.verify_tree(text), audit.prove(uuid, int), audit.prove_consistency(bigint), audit.merkle_root(bytea[]), audit.uncatalogued_actions(timestamptz), audit.note_read(text, jsonb), audit.queue_state() TO %s', role);
+    EXECUTE format('GRANT SELECT ON audit.log, audit.changeset, audit.event, audit.relation, audit.ledger, audit.entry, audit.tile, audit.checkpoint, audit.cosignature, audit.erasure, audit.policy, audit.schema_policy, audit.action, audit.stats, audit.tenant_reader TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.pending_changesets(), audit.changeset_time(uuid), audit.canonical(uuid, int), audit.canonical(uuid), audit.canonical_relation(audit.relation), audit.canonical_ledger(audit.ledger), audit.canonical_seal(text, bigint, timestamptz, xid8, xid8, text), audit.checksum_of(text), audit.verify_event(uuid, int), audit.verify(timestamptz, timestamptz, text), audit.verify_contents(timestamptz, timestamptz), audit.erased(), audit.verify_changesets(timestamptz, timestamptz), audit.verify_entries(timestamptz, timestamptz), audit.verify_tree(text), audit.prove(uuid, int), audit.prove_consistency(bigint), audit.merkle_root(bytea[]), audit.uncatalogued_actions(timestamptz), audit.note_read(text, jsonb), audit.queue_state(), audit.bound_tenants(), audit.tenant_visible(text), audit.fenced(anyelement, text) TO %s', role);
 END
 $$;
 COMMENT ON FUNCTION grant_reader(regrole) IS 'Lets a role read the log and check its records.';
@@ -164,16 +185,16 @@ CREATE FUNCTION grant_admin(role regrole) RETURNS void
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean), audit.disable(regclass), audit.enable_schema(regnamespace, boolean, text[], text[], text, text[], boolean, boolean), audit.disable_schema(regnamespace), audit.seal(boolean), audit.add_cosignature(text), audit.erase(regclass, text, text), audit.erase_user(text, text) TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean, text), audit.disable(regclass), audit.enable_schema(regnamespace, boolean, text[], text[], text, text[], boolean, boolean, text), audit.disable_schema(regnamespace), audit.seal(boolean), audit.add_cosignature(text), audit.erase(regclass, text, text), audit.erase_user(text, text) TO %s', role);
     EXECUTE format('GRANT SELECT ON audit.policy, audit.schema_policy, audit.action TO %s', role);
     EXECUTE format('GRANT INSERT, UPDATE, DELETE ON audit.action TO %s', role);
 END
 $$;
 COMMENT ON FUNCTION grant_admin(regrole) IS 'Lets a role enable and disable auditing of any table, and edit the catalog of actions. Reading the log is another right: audit.grant_reader.';
 
-COMMENT ON FUNCTION enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean) IS 'Audits a table, its partitions and inheritance children, or changes how. Errors: 42809 for what cannot be audited, 42703 for unknown columns, 22023 for bad options, 0A000 for modes other than sync.';
+COMMENT ON FUNCTION enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean, text) IS 'Audits a table, its partitions and inheritance children, or changes how. Errors: 42809 for what cannot be audited, 42703 for unknown columns, 22023 for bad options, 0A000 for modes other than sync.';
 COMMENT ON FUNCTION disable(regclass) IS 'Ends auditing of a table and of what follows it. Its records stay. Errors: 55000 where it is not audited or follows another table.';
-COMMENT ON FUNCTION enable_schema(regnamespace, boolean, text[], text[], text, text[], boolean, boolean) IS 'Audits the tables of a schema, with include_future also those to come. Returns the number of tables.';
+COMMENT ON FUNCTION enable_schema(regnamespace, boolean, text[], text[], text, text[], boolean, boolean, text) IS 'Audits the tables of a schema, with include_future also those to come. Returns the number of tables.';
 COMMENT ON FUNCTION disable_schema(regnamespace) IS 'Ends auditing of the tables of a schema, present and future. Returns the number of tables.';
 COMMENT ON FUNCTION set_context(text, text, text, text, inet, text, text, jsonb, boolean) IS 'Sets the context: who, for whom, from where, why. NULL leaves a value as it is, the empty string clears it. For the transaction, or with is_local => false for the session. Errors: 22023 for a value that is too long or malformed.';
 COMMENT ON FUNCTION clear_context() IS 'Clears the context of the transaction and of the session.';
@@ -189,7 +210,7 @@ COMMENT ON FUNCTION verify_tree(text) IS 'Part of audit.verify: the entries of e
 COMMENT ON FUNCTION merkle_root(bytea[]) IS 'Merkle tree hash of RFC 6962 over 32-byte checksums.';
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA audit FROM PUBLIC;
-REVOKE ALL ON log FROM PUBLIC;
+REVOKE ALL ON log, row_events, other_events, pending_events FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION set_context(text, text, text, text, inet, text, text, jsonb, boolean), clear_context(), client_ip(text, text, inet, inet[]) TO PUBLIC;
 -- Applications report what happens in them.
 GRANT EXECUTE ON FUNCTION log_event(text, text, text, jsonb, text, boolean), log_login(text, jsonb), log_login_failed(text, text, jsonb), log_logout(text, jsonb) TO PUBLIC;

@@ -34,6 +34,7 @@ fn enable(
     require_context: default!(Option<Vec<Option<String>>>, "NULL"),
     skip_unchanged: default!(Option<bool>, "false"),
     snapshot: default!(Option<bool>, "false"),
+    tenant_column: default!(Option<String>, "NULL"),
 ) {
     let target = required("target", target);
     report::ok(policies::check_mode(mode.as_deref().unwrap_or("sync"), sample_rate.unwrap_or(1.0)));
@@ -44,6 +45,7 @@ fn enable(
         require_context: names("require_context", require_context),
         skip_unchanged: skip_unchanged.unwrap_or(false),
         snapshot: snapshot.unwrap_or(false),
+        tenant_column,
     };
     report::ok(policies::enable(target.0, &options));
 }
@@ -64,6 +66,7 @@ fn enable_schema(
     require_context: default!(Option<Vec<Option<String>>>, "NULL"),
     skip_unchanged: default!(Option<bool>, "false"),
     snapshot: default!(Option<bool>, "false"),
+    tenant_column: default!(Option<String>, "NULL"),
 ) -> i32 {
     let schema = required("schema", schema);
     let options = Options {
@@ -73,6 +76,7 @@ fn enable_schema(
         require_context: names("require_context", require_context),
         skip_unchanged: skip_unchanged.unwrap_or(false),
         snapshot: snapshot.unwrap_or(false),
+        tenant_column,
     };
     report::ok(policies::enable_schema(schema.0, include_future.unwrap_or(true), &options))
 }

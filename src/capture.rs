@@ -7,14 +7,16 @@ use audit_core::error::Error as CoreError;
 use audit_core::jsonb::{KeyBlock, Mark, Writer};
 use pgrx::pg_sys::Datum;
 
+use crate::context::Keys;
 use crate::error::Error;
 use crate::layouts::{Column, Layout};
 use crate::pg::encode::{digest, text_length};
+use crate::pg::env::Env;
 use crate::pg::generated::Completed;
 use crate::pg::relation::Row;
 use crate::pg::{compare, env, session};
 use crate::transaction::{self, Event, Image};
-use crate::{gucs, suspension};
+use crate::{gucs, suspension, tenants};
 
 const MASK: &[u8] = b"***";
 /// Memory kept between rows.
@@ -30,6 +32,9 @@ struct Scratch {
     changed: Vec<u16>,
     key: Vec<u8>,
     old_key: Vec<u8>,
+    /// The tenant that the row names, and whether the context names another.
+    tenant: Vec<u8>,
+    is_other_tenant: bool,
 }
 
 thread_local! {
@@ -63,13 +68,13 @@ pub struct Change<'a> {
 
 /// Records a row's change.
 pub fn row(layout: &Layout, change: &Change) -> Result<(), Error> {
-    let present = transaction::begin_event(change.origin)?;
+    let mut scratch = Scratch::take();
+    let present = begin(layout, change, &mut scratch)?;
     let missing = layout.policy.required.missing_from(present);
     if !missing.is_empty() && change.operation != Operation::Snapshot {
         return Err(Error::MissingContext { table: layout.resource_text(), keys: missing.names() });
     }
     suspension::record()?;
-    let mut scratch = Scratch::take();
     let recorded = if layout.virtual_columns.is_empty() {
         write(layout, change, &mut scratch)
     } else {
@@ -83,6 +88,15 @@ pub fn row(layout: &Layout, change: &Change) -> Result<(), Error> {
         Error::RowTooLarge { .. } => Error::RowTooLarge { table: layout.resource_text() },
         other => other,
     })
+}
+
+fn begin(layout: &Layout, change: &Change, scratch: &mut Scratch) -> Result<Keys, Error> {
+    scratch.is_other_tenant = false;
+    let Some(column) = &layout.tenant else { return transaction::begin_event(change.origin) };
+    tenants::read(column, change.row, &mut scratch.details, &mut scratch.tenant)?;
+    let (present, is_other) = tenants::begin_event(change.origin, &scratch.tenant)?;
+    scratch.is_other_tenant = is_other;
+    Ok(present)
 }
 
 /// Records that all rows went.
@@ -144,6 +158,10 @@ fn write(layout: &Layout, change: &Change, scratch: &mut Scratch) -> Result<(), 
     }
     drop(environment);
     let has_details = write_details(is_soft_delete, has_old_key, scratch)?;
+    if layout.tenant.is_some() && layout.env == Env::Settings {
+        // Code of users was called meanwhile, such as a cast: it may have recorded rows of another tenant.
+        tenants::begin_event(change.origin, &scratch.tenant)?;
+    }
 
     transaction::record(&Event {
         layout: Some(layout.named()),
@@ -205,7 +223,7 @@ fn write_key(layout: &Layout, row: Row, limit: Option<usize>, key: &mut Vec<u8>)
 }
 
 /// JSON text of a value as `->>` gives it: strings without quotes and escapes, all else as it stands.
-fn put_scalar_text(json: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+pub(crate) fn put_scalar_text(json: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     let Some(quoted) = json.strip_prefix(b"\"").and_then(|json| json.strip_suffix(b"\"")) else {
         return append(out, json);
     };
@@ -248,20 +266,25 @@ fn append(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), Error> {
 }
 
 fn write_details(is_soft_delete: bool, has_old_key: bool, scratch: &mut Scratch) -> Result<bool, Error> {
-    const NAMES: [&[u8]; 2] = [b"soft_delete", b"old_resource_id"];
-    let names = match (is_soft_delete, has_old_key) {
-        (false, false) => return Ok(false),
-        (true, false) => &NAMES[..1],
-        (false, true) => &NAMES[1..],
-        (true, true) => &NAMES[..],
-    };
+    if !is_soft_delete && !has_old_key && !scratch.is_other_tenant {
+        return Ok(false);
+    }
     // In JSONB's order of keys: the shorter first.
-    let (keys, _) = KeyBlock::new(names)?;
+    let members: [(&[u8], bool); 3] = [
+        (b"soft_delete", is_soft_delete),
+        (b"row_tenant_id", scratch.is_other_tenant),
+        (b"old_resource_id", has_old_key),
+    ];
+    let names: Vec<&[u8]> = members.iter().filter(|(_, is_present)| *is_present).map(|(name, _)| *name).collect();
+    let (keys, _) = KeyBlock::new(&names)?;
     let details = &mut scratch.details;
     details.clear();
     details.begin_object(&keys)?;
     if is_soft_delete {
         details.boolean(true)?;
+    }
+    if scratch.is_other_tenant {
+        details.string(&scratch.tenant)?;
     }
     if has_old_key {
         details.string(&scratch.old_key)?;
@@ -297,7 +320,7 @@ impl Column {
         }
     }
 
-    fn write(&self, row: Row, limit: Option<usize>, out: &mut Writer) -> Result<(), Error> {
+    pub(crate) fn write(&self, row: Row, limit: Option<usize>, out: &mut Writer) -> Result<(), Error> {
         if row.nulls[self.index] {
             return Ok(out.null()?);
         }

@@ -102,6 +102,8 @@ impl PartialEq for Context {
 #[derive(Clone)]
 pub struct Derived {
     pub generation: u64,
+    /// Generation of the context that it derives from.
+    pub base: u64,
     pub context: Rc<Context>,
 }
 
@@ -111,11 +113,12 @@ struct Derivations {
     base: u64,
     /// Generations of derived contexts count down from the top, where those of the settings never come.
     count: u64,
-    made: HashMap<(u8, Vec<u8>), Derived>,
+    /// By value, for each key.
+    made: [HashMap<Vec<u8>, Derived>; CONTEXT_SETTINGS.len()],
 }
 
-/// Derived contexts kept: enough for the tenants of one statement, most of the time.
-const MAX_DERIVED: usize = 4096;
+/// Derived contexts kept beyond a transaction. Within one there are as many as it has changesets.
+const KEEP_DERIVED: usize = 1024;
 
 thread_local! {
     static DERIVED: RefCell<Derivations> = RefCell::new(Derivations::default());
@@ -139,21 +142,20 @@ impl Context {
     pub fn with(key: Key, value: &[u8]) -> Result<Derived, Error> {
         let base = guc::generation();
         let known = DERIVED.with_borrow(|derived| {
-            let made = (derived.base == base).then(|| derived.made.get(&(key as u8, value.to_vec())));
-            made.flatten().cloned()
+            (derived.base == base).then(|| derived.made[key as usize].get(value).cloned()).flatten()
         });
         if let Some(known) = known {
             return Ok(known);
         }
         let current = Context::current()?;
         if current.get(key) == Some(value) {
-            return Ok(Derived { generation: base, context: current });
+            return Ok(Derived { generation: base, base, context: current });
         }
         check_string(value).map_err(Error::Context)?;
         let mut values = current_values();
         values[key as usize] = Some(value.to_vec());
         let context = Context::of(values)?;
-        Ok(DERIVED.with_borrow_mut(|derived| derived.keep(base, (key as u8, value.to_vec()), context)))
+        Ok(DERIVED.with_borrow_mut(|derived| derived.keep(base, key, value, context)))
     }
 
     /// What the settings of a session said.
@@ -200,14 +202,23 @@ impl Context {
 }
 
 impl Derivations {
-    fn keep(&mut self, base: u64, name: (u8, Vec<u8>), context: Context) -> Derived {
-        if self.base != base || self.made.len() >= MAX_DERIVED {
-            self.made.clear();
+    fn keep(&mut self, base: u64, key: Key, value: &[u8], context: Context) -> Derived {
+        if self.base != base {
+            self.made.iter_mut().for_each(HashMap::clear);
             self.base = base;
         }
         self.count += 1;
-        let derived = Derived { generation: u64::MAX - self.count, context: Rc::new(context) };
-        self.made.insert(name, derived.clone());
+        let derived = Derived { generation: u64::MAX - self.count, base, context: Rc::new(context) };
+        self.made[key as usize].insert(value.to_vec(), derived.clone());
         derived
     }
+}
+
+/// The transaction has ended. Nothing here can fail.
+pub fn forget_derived() {
+    DERIVED.with_borrow_mut(|derived| {
+        for made in derived.made.iter_mut().filter(|made| made.len() > KEEP_DERIVED) {
+            *made = HashMap::new();
+        }
+    });
 }

@@ -41,6 +41,8 @@ pub struct Layout {
     /// Position of the soft-delete column among all attributes, and whether it is a boolean.
     pub soft_delete: Option<(usize, bool)>,
     pub virtual_columns: VirtualColumns,
+    /// The column that names the row's tenant.
+    pub tenant: Option<Column>,
     stale: Cell<bool>,
     _memory: LayoutMemory,
 }
@@ -77,6 +79,7 @@ pub struct Policy {
     pub soft_delete_column: Option<Vec<u8>>,
     pub required: Keys,
     pub skip_unchanged: bool,
+    pub tenant_column: Option<Vec<u8>>,
 }
 
 /// Columns of audit.policy, counted from 1 as in sql/10_tables.sql.
@@ -87,6 +90,7 @@ mod policy_column {
     pub const SOFT_DELETE_COLUMN: usize = 7;
     pub const REQUIRE_CONTEXT: usize = 8;
     pub const SKIP_UNCHANGED: usize = 9;
+    pub const TENANT_COLUMN: usize = 10;
 }
 
 /// Columns of audit.relation.
@@ -199,18 +203,16 @@ fn build(relation: Relation, capture: Oid) -> Result<Layout, Error> {
     let columns: Vec<Column> = order
         .into_iter()
         .map(|position| {
-            let column = recorded[position];
-            let (encoder, needs) = memory.encoder(column.type_id);
+            let described = recorded[position];
+            let (column, needs) = Column::of(described, &memory);
             env = env.max(needs);
-            Column {
-                index: column.index,
-                type_id: column.type_id,
-                shape: column.shape,
-                encoder,
-                is_masked: policy.masked.contains(&column.name),
-            }
+            Column { is_masked: policy.masked.contains(&described.name), ..column }
         })
         .collect();
+    let tenant = policy.tenant_column.as_ref().and_then(|name| {
+        let column = description.columns.iter().find(|column| column.name == *name)?;
+        Some(Column::of(column, &memory).0)
+    });
     let key = description.key.iter().map(|index| columns.iter().position(|column| column.index == *index)).collect();
     let soft_delete = policy.soft_delete_column.as_ref().and_then(|name| {
         let column = description.columns.iter().find(|column| column.name == *name)?;
@@ -233,9 +235,25 @@ fn build(relation: Relation, capture: Oid) -> Result<Layout, Error> {
         policy,
         soft_delete,
         virtual_columns: memory.virtual_columns(relation),
+        tenant,
         stale: Cell::new(false),
         _memory: memory,
     })
+}
+
+impl Column {
+    /// An unmasked column, and what writing it needs of the environment.
+    fn of(described: &ColumnDescription, memory: &LayoutMemory) -> (Self, Env) {
+        let (encoder, needs) = memory.encoder(described.type_id);
+        let column = Column {
+            index: described.index,
+            type_id: described.type_id,
+            shape: described.shape,
+            encoder,
+            is_masked: false,
+        };
+        (column, needs)
+    }
 }
 
 /// The table's policy; a partition that the event trigger has not seen yet follows its nearest audited ancestor.
@@ -263,6 +281,7 @@ impl Policy {
             soft_delete_column: row.bytes(policy_column::SOFT_DELETE_COLUMN),
             required: Keys::of(&row.texts(policy_column::REQUIRE_CONTEXT)),
             skip_unchanged: row.boolean(policy_column::SKIP_UNCHANGED).unwrap_or(false),
+            tenant_column: row.bytes(policy_column::TENANT_COLUMN),
         }
     }
 }

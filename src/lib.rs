@@ -25,6 +25,7 @@ mod policies;
 mod queue;
 mod store;
 mod suspension;
+mod tenants;
 mod transaction;
 mod trigger;
 mod worker;
@@ -42,6 +43,17 @@ pgrx::extension_sql_file!(
         api::application::log_login_failed,
         api::application::log_logout,
         api::application::note_read
+    ]
+);
+pgrx::extension_sql_file!(
+    "../sql/16_tenants.sql",
+    name = "tenants",
+    requires = [
+        "tables",
+        pg::readers::tenant_visible,
+        pg::readers::simplify_tenant_visible,
+        pg::readers::fenced,
+        pg::readers::simplify_fenced
     ]
 );
 pgrx::extension_sql_file!(

@@ -12,6 +12,8 @@ use crate::pg::tuple::Batch;
 
 /// A full batch: enough for a hundred events in one multi-insert, and small beside what a backend uses anyway.
 const BATCH_BYTES: usize = 64 * 1024;
+/// Contexts by turns fill as many batches.
+const MAX_BATCHES: usize = 16;
 /// Memory kept for the next batch.
 const KEEP_BYTES: usize = 1024 * 1024;
 
@@ -52,23 +54,28 @@ impl Pending {
 
     /// The batch that the next event goes to.
     pub fn batch(&mut self, subtransaction: u32, occurred_at: i64, command: u32) -> Result<&mut Batch, Error> {
-        let fits = self.entries.last_mut().is_some_and(|last| {
-            last.subtransaction == subtransaction
-                && last.occurred_at == occurred_at
-                && last.stored_in.is_none()
-                && Rc::get_mut(&mut last.batch).is_some()
-        });
-        if !fits {
-            let batch = self.spare.take().unwrap_or_default();
-            self.entries.push(Entry { subtransaction, occurred_at, command, batch, stored_in: None });
-        }
-        let last = self.entries.last_mut().and_then(|last| Rc::get_mut(&mut last.batch));
-        last.ok_or(Error::Internal("the last batch is in use"))
+        let fits = |entry: &Entry| entry.occurred_at == occurred_at && entry.stored_in.is_none();
+        let known = self.own(subtransaction).position(fits);
+        let index = match known {
+            Some(back) => self.entries.len() - 1 - back,
+            None => {
+                let batch = self.spare.take().unwrap_or_default();
+                self.entries.push(Entry { subtransaction, occurred_at, command, batch, stored_in: None });
+                self.entries.len() - 1
+            }
+        };
+        Rc::get_mut(&mut self.entries[index].batch).ok_or(Error::Internal("a batch in use was to be continued"))
     }
 
-    /// Whether the sub-transaction's last batch is to be inserted now.
-    pub fn is_full(&self) -> bool {
-        self.entries.last().is_some_and(|last| last.batch.bytes() >= BATCH_BYTES)
+    /// Whether the sub-transaction's batches are to be inserted now.
+    pub fn is_full(&self, subtransaction: u32) -> bool {
+        self.own(subtransaction).any(|entry| entry.batch.bytes() >= BATCH_BYTES)
+            || self.own(subtransaction).nth(MAX_BATCHES).is_some()
+    }
+
+    /// Those of this sub-transaction, the last one first.
+    fn own(&self, subtransaction: u32) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().rev().take_while(move |entry| entry.subtransaction == subtransaction)
     }
 
     /// The next batch that the sub-transaction has to insert: of its own, or with `all` also of outer ones. It counts as

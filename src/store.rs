@@ -117,6 +117,7 @@ pub static POLICY: Definition = Definition {
         ("soft_delete_column", TEXT),
         ("require_context", TEXTS),
         ("skip_unchanged", ColumnType::Core(BuiltinOid::BOOLOID)),
+        ("tenant_column", TEXT),
         ("enabled_at", TIMESTAMPTZ),
         ("enabled_by", TEXT),
     ],
@@ -130,6 +131,16 @@ pub static ACTION: Definition = Definition {
         ("is_security", ColumnType::Core(BuiltinOid::BOOLOID)),
         ("is_standard", ColumnType::Core(BuiltinOid::BOOLOID)),
         ("description", TEXT),
+    ],
+};
+
+pub static TENANT_READER: Definition = Definition {
+    name: c"tenant_reader",
+    columns: &[
+        ("role", ColumnType::Core(BuiltinOid::REGROLEOID)),
+        ("tenant_id", TEXT),
+        ("granted_at", TIMESTAMPTZ),
+        ("granted_by", TEXT),
     ],
 };
 

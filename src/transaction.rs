@@ -7,6 +7,7 @@
 //! The state is borrowed only between calls into PostgreSQL, never across one that may run a user's code.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::rc::Rc;
 
 use audit_core::canonical::{self, EventRecord, Operation, Origin, Status};
@@ -69,6 +70,8 @@ pub struct Changeset {
     pub is_foreign: bool,
     pub context: Rc<Context>,
     pub statement: Option<Vec<u8>>,
+    /// Generation of the context that its own was derived from, where it shares the time of others that were.
+    family: Option<u64>,
     pub event_count: i32,
     pub frontier: Frontier,
 }
@@ -85,6 +88,8 @@ struct State {
     changesets: Vec<Changeset>,
     /// The changeset of the last event, with what must not have changed for it to be the next one's too.
     current: Option<(usize, u64, Roles, Origin)>,
+    /// Where the changesets of derived contexts are: there may be many, by turns.
+    derived: HashMap<(u64, Roles, Origin), usize>,
     next_seq: i32,
     savepoints: Vec<Savepoint>,
     pending: Pending,
@@ -113,16 +118,27 @@ pub enum End {
 
 /// Makes sure that the changeset for the session's context is the current one, and says which keys of the context it has.
 pub fn begin_event(origin: Origin) -> Result<Keys, Error> {
-    begin(origin, guc::generation(), Context::current)
+    begin(origin, guc::generation(), None, Context::current)
 }
 
 /// As [`begin_event`], for a context that differs from the session's.
 pub fn begin_event_as(origin: Origin, derived: &Derived) -> Result<Keys, Error> {
-    begin(origin, derived.generation, || Ok(derived.context.clone()))
+    begin(origin, derived.generation, None, || Ok(derived.context.clone()))
+}
+
+/// As [`begin_event_as`], for one of many contexts that derive from the session's by turns. Their changesets have one time,
+/// so that their events are inserted together.
+pub fn begin_event_beside(origin: Origin, derived: &Derived) -> Result<Keys, Error> {
+    begin(origin, derived.generation, Some(derived.base), || Ok(derived.context.clone()))
 }
 
 #[inline]
-fn begin(origin: Origin, generation: u64, context: impl FnOnce() -> Result<Rc<Context>, Error>) -> Result<Keys, Error> {
+fn begin(
+    origin: Origin,
+    generation: u64,
+    family: Option<u64>,
+    context: impl FnOnce() -> Result<Rc<Context>, Error>,
+) -> Result<Keys, Error> {
     let roles = session::roles();
     let present = STATE.with_borrow(|state| match state.current {
         Some((index, ..)) if state.current == Some((index, generation, roles, origin)) => {
@@ -132,14 +148,18 @@ fn begin(origin: Origin, generation: u64, context: impl FnOnce() -> Result<Rc<Co
     });
     match present {
         Some(present) => Ok(present),
-        None => change_changeset(context()?, generation, roles, origin),
+        None => change_changeset(context()?, generation, family, roles, origin),
     }
 }
 
-fn change_changeset(context: Rc<Context>, generation: u64, roles: Roles, origin: Origin) -> Result<Keys, Error> {
-    let occurred_at = session::clock();
+fn change_changeset(
+    context: Rc<Context>,
+    generation: u64,
+    family: Option<u64>,
+    roles: Roles,
+    origin: Origin,
+) -> Result<Keys, Error> {
     let facts = Facts::current(roles)?;
-    let statement = if gucs::log_statement() { session::statement() } else { None };
     let present = context.present;
     let subtransaction = session::current_subtransaction();
     STATE.with_borrow_mut(|state| {
@@ -152,9 +172,21 @@ fn change_changeset(context: Rc<Context>, generation: u64, roles: Roles, origin:
                 && changeset.roles == roles
                 && *changeset.context == *context
         };
-        let index = match state.changesets.iter().position(same) {
+        let known = family.and_then(|_| state.derived.get(&(generation, roles, origin)).copied());
+        let index = match known.or_else(|| state.changesets.iter().position(same)) {
             Some(index) => index,
             None => {
+                let relative = |changeset: &&Changeset| {
+                    family.is_some()
+                        && changeset.family == family
+                        && changeset.origin == origin
+                        && changeset.roles == roles
+                };
+                let occurred_at = match state.changesets.iter().find(relative) {
+                    Some(relative) => relative.occurred_at,
+                    None => session::clock(),
+                };
+                let statement = if gucs::log_statement() { session::statement() } else { None };
                 state.save(subtransaction);
                 let mut random = [0; 10];
                 state.fill_random(&mut random)?;
@@ -167,12 +199,16 @@ fn change_changeset(context: Rc<Context>, generation: u64, roles: Roles, origin:
                     is_foreign: false,
                     context,
                     statement,
+                    family,
                     event_count: 0,
                     frontier: Frontier::new(),
                 });
                 state.changesets.len() - 1
             }
         };
+        if family.is_some() {
+            state.derived.insert((generation, roles, origin), index);
+        }
         state.current = Some((index, generation, roles, origin));
         Ok(present)
     })
@@ -201,6 +237,7 @@ pub fn begin_for(
             roles,
             facts,
             is_foreign: true,
+            family: None,
             context: Rc::new(context),
             statement,
             event_count: 0,
@@ -309,6 +346,9 @@ pub fn ended(end: End) {
         let forget = end != End::Committed && !state.cached_rows.is_empty();
         state.changesets.clear();
         state.current = None;
+        if !state.derived.is_empty() {
+            state.derived = HashMap::new();
+        }
         state.next_seq = 0;
         state.savepoints.clear();
         state.pending.clear();
@@ -320,6 +360,7 @@ pub fn ended(end: End) {
     if forget {
         forget_cached_rows();
     }
+    crate::context::forget_derived();
     crate::suspension::transaction_ended(end);
 }
 
@@ -450,7 +491,7 @@ impl State {
         changeset.frontier.push(&checksum)?;
         changeset.event_count += 1;
         self.next_seq = next_seq;
-        Ok(self.pending.is_full())
+        Ok(self.pending.is_full(subtransaction))
     }
 
     fn merge(&mut self, id: u32, parent: u32) {
@@ -481,6 +522,7 @@ impl State {
         {
             self.next_seq = savepoint.next_seq;
             self.changesets.truncate(savepoint.changesets.len());
+            self.derived.retain(|_, index| *index < savepoint.changesets.len());
             for (changeset, (event_count, frontier)) in self.changesets.iter_mut().zip(savepoint.changesets) {
                 changeset.event_count = event_count;
                 changeset.frontier = frontier;

@@ -4,6 +4,7 @@
 use pgrx::{pg_guard, pg_sys};
 
 use super::definition::{self, Definition};
+use super::readers::bound_tenants_array;
 use super::report;
 use super::trigger::Call;
 use super::tuple::Batch;
@@ -25,27 +26,35 @@ macro_rules! entry {
         #[pg_guard]
         pub unsafe extern "C-unwind" fn $name(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
             // SAFETY: PostgreSQL passed it.
-            report::ok(unsafe { $body(fcinfo) }).into_datum()
+            report::ok(unsafe { $body(fcinfo) }).into_result()
         }
     };
 }
 
-/// What a function of ours gives to PostgreSQL: nothing, or a row.
+/// What an entry point returns.
 trait IntoResult {
-    fn into_datum(self) -> pg_sys::Datum;
+    fn into_result(self) -> pg_sys::Datum;
 }
 
 impl IntoResult for () {
-    fn into_datum(self) -> pg_sys::Datum {
+    fn into_result(self) -> pg_sys::Datum {
         pg_sys::Datum::from(0usize)
     }
 }
 
 impl IntoResult for pg_sys::HeapTuple {
-    fn into_datum(self) -> pg_sys::Datum {
+    fn into_result(self) -> pg_sys::Datum {
         pg_sys::Datum::from(self)
     }
 }
+
+impl IntoResult for pg_sys::Datum {
+    fn into_result(self) -> pg_sys::Datum {
+        self
+    }
+}
+
+entry!(audit_bound_tenants, pg_finfo_audit_bound_tenants, bound_tenants_array);
 
 entry!(audit_capture, pg_finfo_audit_capture, capture);
 

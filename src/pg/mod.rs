@@ -28,6 +28,7 @@ pub mod log_table;
 pub mod parse;
 pub mod process;
 pub mod publish;
+pub mod readers;
 pub mod relation;
 pub mod report;
 pub mod session;

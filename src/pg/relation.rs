@@ -132,6 +132,15 @@ impl Relation {
         unsafe { attributes((*self.0).rd_att).map(|(_, attribute)| name_bytes(&attribute.attname)).collect() }
     }
 
+    /// Type of a column that is stored, not computed when read.
+    pub fn stored_type(self, name: &[u8]) -> Option<pg_sys::Oid> {
+        const VIRTUAL: u8 = b'v';
+        // SAFETY: the relation is open.
+        let mut attributes = unsafe { attributes((*self.0).rd_att) };
+        let (_, found) = attributes.find(|(_, attribute)| name_bytes(&attribute.attname) == name)?;
+        (found.attgenerated as u8 != VIRTUAL).then_some(found.atttypid)
+    }
+
     /// Everything that a layout is made of. `capture` is the trigger function.
     pub fn describe(self, capture: pg_sys::Oid) -> Description {
         let _env = env::enter(Env::Settings);

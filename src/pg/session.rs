@@ -20,7 +20,7 @@ pub fn switch_off_backtraces() {
 }
 
 /// Who the change is made as: the session's role and the one in effect.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Roles {
     pub session: pg_sys::Oid,
     pub effective: pg_sys::Oid,

@@ -6,7 +6,7 @@ use std::ffi::c_void;
 
 use pgrx::{pg_guard, pg_sys};
 
-use super::{composite, log_table, publish, report, session, statement};
+use super::{composite, log_table, publish, readers, report, session, statement};
 use crate::{facts, failures, layouts, logins, transaction};
 
 /// Registers the callbacks, once per process.
@@ -17,8 +17,9 @@ pub fn init() {
         pg_sys::RegisterSubXactCallback(Some(at_subtransaction), std::ptr::null_mut());
         pg_sys::CacheRegisterRelcacheCallback(Some(at_relation_change), pg_sys::Datum::from(0usize));
         let nothing = pg_sys::Datum::from(0usize);
-        let roles = pg_sys::SysCacheIdentifier::AUTHOID as i32;
-        pg_sys::CacheRegisterSyscacheCallback(roles, Some(at_role_change), nothing);
+        for cache in [pg_sys::SysCacheIdentifier::AUTHOID, pg_sys::SysCacheIdentifier::AUTHMEMMEMROLE] {
+            pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(at_role_change), nothing);
+        }
         for cache in [pg_sys::SysCacheIdentifier::NAMESPACEOID, pg_sys::SysCacheIdentifier::CASTSOURCETARGET] {
             pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(at_name_or_cast_change), nothing);
         }
@@ -83,6 +84,7 @@ unsafe extern "C-unwind" fn at_relation_change(_argument: pg_sys::Datum, relatio
 #[pg_guard]
 unsafe extern "C-unwind" fn at_role_change(_argument: pg_sys::Datum, _cache: std::ffi::c_int, _hash: u32) {
     facts::forget();
+    readers::forget_plans();
 }
 
 /// A schema's name is part of each layout of its tables; a cast to json decides how a type is written.

@@ -67,7 +67,8 @@ pub(super) fn rename_columns(table: Oid) -> Result<(), Error> {
              mask_columns = ARRAY(SELECT coalesce(r.new_name, n) FROM unnest(mask_columns) n
                                   LEFT JOIN renamed r ON r.old_name = n),
              soft_delete_column = coalesce((SELECT r.new_name FROM renamed r WHERE r.old_name = soft_delete_column),
-                                           soft_delete_column)
+                                           soft_delete_column),
+             tenant_column = coalesce((SELECT r.new_name FROM renamed r WHERE r.old_name = tenant_column), tenant_column)
          WHERE target = $1 AND EXISTS (SELECT FROM renamed)",
         &[oid(table)],
     )
@@ -129,7 +130,7 @@ pub(super) fn tables_of(schema: Oid) -> Result<Vec<Oid>, Error> {
 pub(super) fn schema_options(relation: Relation) -> Result<Option<Options>, Error> {
     let name = String::from_utf8_lossy(&relation::namespace_name(relation.namespace())).into_owned();
     let found = query(
-        "SELECT exclude_columns, mask_columns, soft_delete_column, require_context, skip_unchanged
+        "SELECT exclude_columns, mask_columns, soft_delete_column, require_context, skip_unchanged, tenant_column
          FROM audit.schema_policy WHERE schema_name = $1 AND include_future AND $2 <> ALL (except_tables)",
         &[name.as_str().into(), String::from_utf8_lossy(&relation.name()).into_owned().into()],
         |row| {
@@ -140,6 +141,7 @@ pub(super) fn schema_options(relation: Relation) -> Result<Option<Options>, Erro
                 require_context: row.get::<Vec<String>>(4)?.unwrap_or_default(),
                 skip_unchanged: row.get(5)?.unwrap_or(false),
                 snapshot: false,
+                tenant_column: row.get(6)?,
             }))
         },
     )?;
@@ -178,8 +180,8 @@ pub(super) fn write_policy(target: Oid, inherited_from: Option<Oid>, options: &O
     run(
         &format!(
             "INSERT INTO audit.policy (target, inherited_from, exclude_columns, mask_columns, soft_delete_column,
-            require_context, skip_unchanged)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)
+            require_context, skip_unchanged, tenant_column)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
          ON CONFLICT (target) DO UPDATE SET inherited_from = excluded.inherited_from,
             {REPLACE_OPTIONS}"
         ),
@@ -191,6 +193,7 @@ pub(super) fn write_policy(target: Oid, inherited_from: Option<Oid>, options: &O
             options.soft_delete_column.clone().into(),
             options.require_context.clone().into(),
             options.skip_unchanged.into(),
+            options.tenant_column.clone().into(),
         ],
     )
 }
@@ -208,8 +211,8 @@ pub(super) fn copy_policy(table: Oid, source: Oid) -> Result<(), Error> {
     run(
         &format!(
             "INSERT INTO audit.policy (target, inherited_from, exclude_columns, mask_columns, soft_delete_column,
-            require_context, skip_unchanged)
-         SELECT $1, $2, exclude_columns, mask_columns, soft_delete_column, require_context, skip_unchanged
+            require_context, skip_unchanged, tenant_column)
+         SELECT $1, $2, exclude_columns, mask_columns, soft_delete_column, require_context, skip_unchanged, tenant_column
          FROM audit.policy WHERE target = $2
          ON CONFLICT (target) DO UPDATE SET inherited_from = excluded.inherited_from,
             {REPLACE_OPTIONS}"
@@ -248,7 +251,7 @@ const SPI_FAILED: Error = Error::Internal("a query on the audit policy failed");
 /// What an upsert does to the options that audit.policy and audit.schema_policy share.
 const REPLACE_OPTIONS: &str = "exclude_columns = excluded.exclude_columns, mask_columns = excluded.mask_columns,
     soft_delete_column = excluded.soft_delete_column, require_context = excluded.require_context,
-    skip_unchanged = excluded.skip_unchanged";
+    skip_unchanged = excluded.skip_unchanged, tenant_column = excluded.tenant_column";
 
 /// Drops the policy of a table, and of what follows it.
 pub(super) fn forget_policy(target: Oid) -> Result<(), Error> {
@@ -269,8 +272,8 @@ pub(super) fn write_schema_policy(
     run(
         &format!(
             "INSERT INTO audit.schema_policy (schema_name, schema_id, include_future, exclude_columns, mask_columns,
-            soft_delete_column, require_context, skip_unchanged)
-         VALUES ($1, $8, $2, $3, $4, $5, $6, $7)
+            soft_delete_column, require_context, skip_unchanged, tenant_column)
+         VALUES ($1, $8, $2, $3, $4, $5, $6, $7, $9)
          ON CONFLICT (schema_name) DO UPDATE SET schema_id = excluded.schema_id,
             include_future = excluded.include_future,
             {REPLACE_OPTIONS}"
@@ -284,6 +287,7 @@ pub(super) fn write_schema_policy(
             options.require_context.clone().into(),
             options.skip_unchanged.into(),
             oid(schema),
+            options.tenant_column.clone().into(),
         ],
     )
 }
