@@ -4,6 +4,7 @@
 //! `audit_core`; everything that touches PostgreSQL's memory is in `pg`, the only place for `unsafe`.
 #![deny(unsafe_code)]
 
+mod alerts;
 mod api;
 mod capture;
 mod context;
