@@ -128,6 +128,22 @@ impl Error {
         }
     }
 
+    /// Whether auditing itself has failed: not something that the caller did or left out.
+    pub fn is_failure_of_auditing(&self) -> bool {
+        matches!(
+            self,
+            Error::OutOfMemory
+                | Error::RowTooLarge { .. }
+                | Error::TooManyEvents
+                | Error::LogMissing { .. }
+                | Error::LogAltered { .. }
+                | Error::LogPartitionMissing { .. }
+                | Error::VersionMismatch { .. }
+                | Error::AfterCommit
+                | Error::Internal(_)
+        )
+    }
+
     pub fn detail(&self) -> Option<String> {
         Some(match self {
             Error::OutOfMemory => "The audit record of the change could not be built, so the change is refused.".into(),

@@ -273,8 +273,8 @@ impl<'a> Failure<'a> {
     }
 }
 
-/// Records a failure, if it means an audited table or all are wanted.
-pub fn write(head: Head, message: &mut Reader) -> Result<(), Error> {
+/// Records a failure, if it means an audited table or all are wanted. Returns whether it does.
+pub fn write(head: Head, message: &mut Reader) -> Result<bool, Error> {
     let user = head.author.effective_role.clone().unwrap_or_default();
     let failure = Failure::read(message, &user)?;
     let mut meant: Vec<(layouts::Known, bool)> = Vec::new();
@@ -293,7 +293,7 @@ pub fn write(head: Head, message: &mut Reader) -> Result<(), Error> {
         }
     }
     if meant.is_empty() && !failure.is_any {
-        return Ok(());
+        return Ok(false);
     }
     let main = meant.iter().find(|(_, is_target)| *is_target).or(meant.first()).map(|(known, _)| known);
     let details = details(&failure, &meant, main)?;
@@ -315,10 +315,7 @@ pub fn write(head: Head, message: &mut Reader) -> Result<(), Error> {
         old_values: None,
         details: Some(Image::of(&details)),
     })?;
-    if let Some((_, database)) = destination() {
-        database.count(Counter::Failures, 1);
-    }
-    Ok(())
+    Ok(true)
 }
 
 fn details(

@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 
 mod actions;
+mod alerts;
 mod api;
 mod application;
 mod capture;

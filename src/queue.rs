@@ -189,11 +189,18 @@ pub fn put_event(event: &Event, out: &mut Writer) -> Result<(), Error> {
     Ok(())
 }
 
-/// Writes what a message holds in this transaction. Returns when the message was made.
-pub fn write(message: &[u8]) -> Result<i64, Error> {
+/// What became of a message.
+pub struct Written {
+    pub made_at: i64,
+    /// A failed statement was recorded.
+    pub is_failure: bool,
+}
+
+/// Writes what a message holds in this transaction.
+pub fn write(message: &[u8]) -> Result<Written, Error> {
     let mut message = Reader::new(message);
     let head = Head::read(&mut message)?;
-    let occurred_at = head.occurred_at;
+    let mut written = Written { made_at: head.occurred_at, is_failure: false };
     match head.kind {
         Kind::Events => {
             head.begin()?;
@@ -201,10 +208,10 @@ pub fn write(message: &[u8]) -> Result<i64, Error> {
                 write_event(&mut message)?;
             }
         }
-        Kind::Failure => failures::write(head, &mut message)?,
+        Kind::Failure => written.is_failure = failures::write(head, &mut message)?,
         Kind::Login => logins::write(head, &mut message)?,
     }
-    Ok(occurred_at)
+    Ok(written)
 }
 
 fn write_event(message: &mut Reader) -> Result<(), Error> {

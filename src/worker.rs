@@ -16,7 +16,7 @@ use crate::pg::catalog::DatabaseRow;
 use crate::pg::shmem::{self, Counter, Database, Departure, Message, Presence, Queue};
 use crate::pg::worker::{self, Failure, Started};
 use crate::pg::{catalog, process, report, session};
-use crate::{logins, queue, transaction};
+use crate::{alerts, logins, queue, transaction};
 
 const MILLISECOND: i64 = 1000;
 const SECOND: i64 = 1000 * MILLISECOND;
@@ -115,13 +115,13 @@ impl Launcher {
     /// Starts the database's worker if it is due, or says when to look again.
     fn start_worker(&mut self, database: &'static Database, now: i64) -> Option<i64> {
         let oid = database.oid();
-        let folded_due_at = self.queue.folded_due_at(database);
+        let later = [self.queue.folded_due_at(database), alerts::due_at(database)].into_iter().flatten().min();
         let is_due = database.presence() == Presence::Unknown
             || !self.queue.is_empty(database)
-            || folded_due_at.is_some_and(|at| at <= now);
+            || later.is_some_and(|at| at <= now);
         let attempt = self.attempts.entry(oid.to_u32()).or_default();
         if !is_due {
-            return folded_due_at;
+            return later;
         }
         if attempt.started.is_some() || database.has_worker() {
             return None;
@@ -226,6 +226,7 @@ pub fn worker(oid: Oid) {
             }
             Err(failure) => {
                 database.count(Counter::Errors, 1);
+                alerts::worker_failed(database, &failure);
                 idle_since = session::clock();
                 trouble.note(failure)
             }
@@ -268,9 +269,9 @@ fn last_pass(queue: Queue, database: &'static Database) {
 /// Writes a batch. Returns whether there was anything to do.
 fn drain(queue: Queue, database: &'static Database) -> Result<bool, Failure> {
     if database.presence() != Presence::Present {
-        let is_here = worker::in_transaction(c"look for extension", catalog::extension_version, |_| {})?.is_some();
-        database.set_presence(if is_here { Presence::Present } else { Presence::Absent });
+        look_for_extension(database)?;
     }
+    alerts::write_due(database)?;
     let has_folded = write_folded(queue, database)?;
     let messages = queue.read(database, BATCH_MESSAGES, BATCH_BYTES);
     if messages.is_empty() {
@@ -304,6 +305,12 @@ fn drain(queue: Queue, database: &'static Database) -> Result<bool, Failure> {
     Ok(true)
 }
 
+fn look_for_extension(database: &Database) -> Result<(), Failure> {
+    let is_here = worker::in_transaction(c"look for extension", catalog::extension_version, |_| {})?.is_some();
+    database.set_presence(if is_here { Presence::Present } else { Presence::Absent });
+    Ok(())
+}
+
 /// Writes refused logins that were folded and are due. Returns whether there were any.
 fn write_folded(queue: Queue, database: &'static Database) -> Result<bool, Failure> {
     let due = queue.folded_due_at(database);
@@ -329,7 +336,7 @@ fn write_folded(queue: Queue, database: &'static Database) -> Result<bool, Failu
                 database.count(Counter::LoginsLost, entry.count);
             }
         }
-        database.set_presence(Presence::Unknown);
+        look_for_extension(database)?;
     }
     written.map(|()| true)
 }
@@ -340,21 +347,24 @@ fn write(queue: Queue, database: &'static Database, messages: &[Message]) -> Res
         || {
             // The extension may have gone, or changed, since.
             session::check_version()?;
-            let mut oldest = i64::MAX;
+            let (mut oldest, mut failures) = (i64::MAX, 0);
             for message in messages {
-                oldest = oldest.min(queue::write(&message.bytes)?);
+                let written = queue::write(&message.bytes)?;
+                oldest = oldest.min(written.made_at);
+                failures += u64::from(written.is_failure);
             }
-            Ok((transaction::next_seq(), oldest))
+            Ok((transaction::next_seq(), oldest, failures))
         },
-        |&(events, oldest)| {
+        |&(events, oldest, failures)| {
+            database.count(Counter::Failures, failures);
             database.count(Counter::Events, u64::try_from(events).unwrap_or(0));
             database.set(Counter::Lag, u64::try_from(session::clock() - oldest).unwrap_or(0));
             queue.remove(database, messages, true);
         },
     );
     if written.is_err() {
-        // Looked at afresh with the next batch: without the extension nothing can be written.
-        database.set_presence(Presence::Unknown);
+        // Without the extension nothing can be written, nor need be.
+        look_for_extension(database)?;
     }
     written.map(|_| ())
 }

@@ -8,6 +8,7 @@ use crate::error::Error;
 /// Raises the error. Unwinds to the entry point, where pgrx hands it to PostgreSQL.
 #[track_caller]
 pub fn raise(error: Error) -> ! {
+    crate::alerts::note(&error);
     let mut report = ErrorReport::new(error.sqlstate(), error.to_string(), "audit_ext");
     if let Some(detail) = error.detail() {
         report = report.set_detail(detail);

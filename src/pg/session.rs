@@ -95,6 +95,16 @@ pub fn client() -> Option<(std::net::IpAddr, u16)> {
     }
 }
 
+/// Sends a notification when this transaction is committed.
+pub fn notify(channel: &CStr, payload: &CStr) {
+    unsafe extern "C-unwind" {
+        // commands/async.h; not in pgrx's bindings.
+        fn Async_Notify(channel: *const std::ffi::c_char, payload: *const std::ffi::c_char);
+    }
+    // SAFETY: both are C strings. The boundary turns an ERROR into a panic; nothing with a destructor lives inside it.
+    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| Async_Notify(channel.as_ptr(), payload.as_ptr())) };
+}
+
 /// The setting search_path.
 pub fn search_path() -> Vec<u8> {
     // SAFETY: the variable is a C string, or null before it is set.

@@ -20,6 +20,8 @@ use crate::gucs;
 const DATABASES: usize = 128;
 /// Addresses whose refused logins are told apart.
 const FOLDS: usize = 64;
+/// Longest message of an alert that is kept.
+const ALERT_BYTES: usize = 192;
 /// Longest name of a database, with its end.
 const NAME_BYTES: usize = 64;
 /// A row change with its context takes one or two.
@@ -68,7 +70,7 @@ pub enum Counter {
     Failures,
     /// Failed statements for which there was no room.
     FailuresLost,
-    /// Attempts of the worker to write that failed.
+    /// Failures of auditing itself: attempts of the worker to write, errors in sessions that are no fault of theirs.
     Errors,
     /// Workers started after one that ended otherwise than idle.
     Restarts,
@@ -114,6 +116,28 @@ pub struct Database {
     reset_at: AtomicI64,
     /// As it was when somebody last looked, with a NUL after it.
     name: [AtomicU8; NAME_BYTES],
+    alert: AlertState,
+}
+
+/// Auditing itself failed: since when, how often, and why. All zero is no alert.
+#[repr(C)]
+struct AlertState {
+    since: AtomicI64,
+    last: AtomicI64,
+    count: AtomicU64,
+    sqlstate: AtomicU32,
+    is_announced: AtomicU32,
+    message: [AtomicU8; ALERT_BYTES],
+}
+
+/// An alert as it stood when it was read.
+pub struct Alert {
+    pub since: i64,
+    pub last: i64,
+    pub count: u64,
+    pub sqlstate: i32,
+    pub message: Vec<u8>,
+    pub is_announced: bool,
 }
 
 /// What stands before a message's bytes.
@@ -545,6 +569,9 @@ impl Database {
         self.depth.store(0, Ordering::Relaxed);
         self.reset(0);
         self.set_name(b"");
+        self.alert.count.store(0, Ordering::Relaxed);
+        self.alert.is_announced.store(0, Ordering::Relaxed);
+        self.alert.since.store(0, Ordering::Relaxed);
         self.oid.store(oid, Ordering::Release);
     }
 
@@ -559,6 +586,48 @@ impl Database {
                 place.store(*byte, Ordering::Relaxed);
             }
         }
+    }
+
+    /// Notes that auditing itself failed.
+    pub fn raise_alert(&self, sqlstate: i32, message: &[u8], now: i64) {
+        let alert = &self.alert;
+        alert.sqlstate.store(sqlstate as u32, Ordering::Relaxed);
+        for (place, byte) in alert.message.iter().zip(message.iter().take(ALERT_BYTES - 1).chain(std::iter::repeat(&0)))
+        {
+            place.store(*byte, Ordering::Relaxed);
+        }
+        alert.last.store(now, Ordering::Relaxed);
+        alert.count.fetch_add(1, Ordering::Relaxed);
+        let _ = alert.since.compare_exchange(0, now, Ordering::AcqRel, Ordering::Relaxed);
+    }
+
+    pub fn alert(&self) -> Option<Alert> {
+        let alert = &self.alert;
+        let since = alert.since.load(Ordering::Acquire);
+        (since != 0).then(|| Alert {
+            since,
+            last: alert.last.load(Ordering::Relaxed),
+            count: alert.count.load(Ordering::Relaxed),
+            sqlstate: alert.sqlstate.load(Ordering::Relaxed) as i32,
+            message: alert
+                .message
+                .iter()
+                .map(|byte| byte.load(Ordering::Relaxed))
+                .take_while(|byte| *byte != 0)
+                .collect(),
+            is_announced: alert.is_announced.load(Ordering::Relaxed) != 0,
+        })
+    }
+
+    pub fn set_announced(&self) {
+        self.alert.is_announced.store(1, Ordering::Relaxed);
+    }
+
+    /// The alert is over: it was recorded as it was read. What came since is the next one.
+    pub fn clear_alert(&self, recorded: &Alert, now: i64) {
+        let later = self.alert.count.fetch_sub(recorded.count, Ordering::Relaxed) - recorded.count;
+        self.alert.is_announced.store(0, Ordering::Relaxed);
+        self.alert.since.store(if later == 0 { 0 } else { now }, Ordering::Release);
     }
 
     /// Frees the place of a database that is gone. It has no messages and no worker.

@@ -169,6 +169,7 @@ pub fn others_connected(database: pg_sys::Oid) -> bool {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Failure {
     pub sqlstate: String,
+    pub code: i32,
     pub message: String,
 }
 
@@ -215,7 +216,8 @@ impl Failure {
             CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => report,
             CaughtError::RustPanic { ereport, .. } => ereport,
         };
-        Failure { sqlstate: sqlstate_text(report.sql_error_code() as i32), message: report.message().to_owned() }
+        let code = report.sql_error_code() as i32;
+        Failure { sqlstate: sqlstate_text(code), code, message: report.message().to_owned() }
     }
 }
 

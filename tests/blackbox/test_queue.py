@@ -1,6 +1,7 @@
 """The audit queue and its worker: isolated events, and a worker's life through errors, kills, restarts and DDL."""
 
 import contextlib
+import json
 import threading
 import time
 
@@ -439,3 +440,51 @@ def test_names_of_the_processes(server):
     with server.connect() as conn:
         assert conn.execute("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'audit launcher'"
                             ).fetchone()[0] == 1
+
+
+def notified(listener):
+    """The next notification's payload."""
+    received = []
+    listener.add_notify_handler(received.append)
+
+    def one():
+        listener.execute("SELECT 1")
+        return received
+
+    try:
+        return json.loads(until(one)[0].payload)
+    finally:
+        listener.remove_notify_handler(received.append)
+
+
+def test_failure_of_auditing_itself_raises_an_alert_and_is_recorded_when_it_is_over(server):
+    with database(server, "alert"), server.connect("alert") as conn, server.connect("alert") as listener:
+        conn.execute("SELECT audit.enable('account')")
+        assert log_isolated(conn)
+        listener.execute("LISTEN audit_alert")
+        conn.execute("ALTER TABLE audit.event DETACH PARTITION audit.event_default")
+        for i in range(3):
+            with sqlstate("55000"):
+                conn.execute("INSERT INTO account VALUES (%s, 1)", [i])
+        payload = notified(listener)
+        assert (payload["alert"], payload["sqlstate"]) == ("write_failed", "55000") and payload["failures"] >= 1
+        assert stats(conn)["audit_errors"] >= 3
+        conn.execute("ALTER TABLE audit.event ATTACH PARTITION audit.event_default DEFAULT")
+        assert notified(listener)["alert"] == "recovered"
+        event, = actions(conn, "audit.write_failed")
+        assert (event.status, event.origin) == ("error", "isolated")
+        assert event.details["sqlstate"] == "55000" and event.details["failures"] >= 3
+        assert event.details["since"] <= event.details["until"]
+        # What failed meanwhile waited in the queue.
+        until(lambda: len([e for e in events(conn) if e.operation == "FAILURE"]) == 3)
+        assert stats(conn)["failures_recorded"] == 3
+        conn.execute("INSERT INTO account VALUES (1, 1)")
+        check_integrity(conn)
+        time.sleep(3)
+        assert len(actions(conn, "audit.write_failed")) == 1
+        # What a caller did or left out is none.
+        conn.execute("SELECT audit.enable('account', require_context => '{user_id}')")
+        with sqlstate("55000"):
+            conn.execute("INSERT INTO account VALUES (2, 1)")
+        time.sleep(3)
+        assert len(actions(conn, "audit.write_failed")) == 1
