@@ -11,11 +11,12 @@ use pgrx::pg_sys::Oid;
 
 use crate::datetime;
 use crate::error::Error;
+use crate::facts::Author;
 use crate::pg::session::{self, Roles};
 use crate::pg::shmem::{self, Alert, Counter, Database, Presence};
 use crate::pg::worker::{self, Failure, sqlstate_text};
 use crate::queue::{Head, Kind};
-use crate::transaction::{self, Author, Event, Image};
+use crate::transaction::{self, Event, Image};
 
 const SECOND: i64 = 1_000_000;
 /// It is over when nothing has failed for so long.
