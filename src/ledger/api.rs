@@ -45,6 +45,7 @@ fn prove_consistency(old_size: Option<i64>) -> String {
 
 #[pg_extern(stable, parallel_restricted)]
 #[search_path(pg_catalog, pg_temp)]
+#[allow(clippy::type_complexity, reason = "pgrx reads the columns here")]
 fn verify_changesets(
     since: default!(Option<TimestampWithTimeZone>, "NULL"),
     until: default!(Option<TimestampWithTimeZone>, "NULL"),
@@ -64,6 +65,7 @@ fn verify_changesets(
 
 #[pg_extern(stable, parallel_restricted)]
 #[search_path(pg_catalog, pg_temp)]
+#[allow(clippy::type_complexity, reason = "pgrx reads the columns here")]
 fn verify_tree(
     checkpoint: default!(Option<String>, "NULL"),
 ) -> TableIterator<

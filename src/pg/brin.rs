@@ -64,7 +64,7 @@ impl RangeMap {
             let contents = pg_sys::BufferGetPage(buffer)
                 .add(std::mem::offset_of!(pg_sys::PageHeaderData, pd_linp).next_multiple_of(8))
                 .cast::<pg_sys::ItemPointerData>();
-            let is_set = (*contents.add(entry as usize)).ip_posid != pg_sys::InvalidOffsetNumber as u16;
+            let is_set = (*contents.add(entry as usize)).ip_posid != pg_sys::InvalidOffsetNumber;
             unguarded::UnlockReleaseBuffer(buffer);
             is_set
         }

@@ -51,6 +51,7 @@ unsafe fn oids<'a>(list: *const pg_sys::List) -> &'a [pg_sys::ListCell] {
 }
 
 #[pg_guard]
+#[allow(clippy::too_many_arguments, reason = "PostgreSQL's")]
 unsafe extern "C-unwind" fn at_utility(
     statement: *mut pg_sys::PlannedStmt,
     query: *const std::ffi::c_char,
