@@ -1,4 +1,4 @@
--- Trigger functions, what is written in SQL, the view, and who may call what.
+-- Trigger functions, what is written in SQL, the view, and who may be let to read and to administrate.
 
 CREATE FUNCTION capture() RETURNS trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'audit_capture';
@@ -59,7 +59,8 @@ BEGIN ATOMIC
                r.schema_name, r.table_name, e.operation, e.action, e.status, e.resource, e.resource_id,
                e.row_image, e.old_values, e.details)::text
       FROM audit.event e LEFT JOIN audit.relation r ON r.id = e.relation_id
-     WHERE e.changeset_id = canonical.changeset_id AND e.seq = canonical.seq;
+     WHERE e.changeset_id = canonical.changeset_id AND e.seq = canonical.seq
+       AND e.occurred_at = audit.changeset_time(canonical.changeset_id);
 END;
 COMMENT ON FUNCTION canonical(uuid, int) IS 'Text that an event''s checksum is taken over, after its salt: docs/format.md. NULL where there is no such event.';
 
@@ -90,43 +91,49 @@ BEGIN ATOMIC
                        || pg_catalog.convert_to(audit.canonical(c.id), 'UTF8'))
                    AND (SELECT pg_catalog.count(*) = c.event_count
                                AND audit.merkle_root(pg_catalog.array_agg(m.checksum ORDER BY m.seq)) = c.events_root
-                          FROM audit.event m WHERE m.changeset_id = c.id))
+                          FROM audit.event m WHERE m.changeset_id = c.id AND m.occurred_at = c.occurred_at))
       FROM audit.event e JOIN audit.changeset c ON c.id = e.changeset_id AND c.occurred_at = e.occurred_at
-     WHERE e.changeset_id = verify_event.changeset_id AND e.seq = verify_event.seq;
+     WHERE e.changeset_id = verify_event.changeset_id AND e.seq = verify_event.seq
+       AND e.occurred_at = audit.changeset_time(verify_event.changeset_id);
 END;
 COMMENT ON FUNCTION verify_event(uuid, int) IS 'Whether an event is as it was written: its checksum, its changeset''s, and its place in the changeset''s Merkle root. False where there is no such event.';
 
 CREATE VIEW log AS
-    SELECT c.occurred_at, c.era, c.position, e.command, e.seq, c.id AS changeset_id, c.user_id, c.tenant_id, e.action,
-           e.operation::text AS operation, r.resource, e.resource_id, e.status::text AS status,
+    SELECT c.occurred_at, c.era, c.position, e.command, e.seq, e.changeset_id, c.user_id, c.tenant_id, e.action,
+           e.operation::text AS operation, coalesce(r.resource, e.resource) AS resource, e.resource_id,
+           e.status::text AS status,
            CASE e.operation WHEN 'UPDATE' THEN e.row_image || e.old_values WHEN 'DELETE' THEN e.row_image END AS old_row,
            CASE WHEN e.operation <> 'DELETE' THEN e.row_image END AS new_row,
            CASE WHEN e.operation = 'UPDATE' THEN ARRAY(SELECT jsonb_object_keys(e.old_values)) END AS changed_columns,
            e.details, c.ip_address, c.user_agent, c.request_id, c.session_id, c.reason, c.context, c.session_role,
-           c.effective_role, c.application_name, c.client_addr, c.xid, e.checksum
+           c.effective_role, c.application_name, c.client_addr, c.xid, e.checksum, e.relation_id,
+           e.occurred_at AS event_at
       FROM event e
       JOIN changeset c ON c.id = e.changeset_id AND c.occurred_at = e.occurred_at
-      JOIN relation r ON r.id = e.relation_id
+      LEFT JOIN relation r ON r.id = e.relation_id
     UNION ALL
-    SELECT c.occurred_at, c.era, c.position, e.command, e.seq, c.id, c.user_id, c.tenant_id, e.action,
-           e.operation::text, e.resource, e.resource_id, e.status::text, NULL, NULL, NULL,
-           e.details, c.ip_address, c.user_agent, c.request_id, c.session_id, c.reason, c.context, c.session_role,
-           c.effective_role, c.application_name, c.client_addr, c.xid, e.checksum
-      FROM event e
-      JOIN changeset c ON c.id = e.changeset_id AND c.occurred_at = e.occurred_at
-     WHERE e.relation_id IS NULL
-    UNION ALL
-    SELECT c.occurred_at, c.era, c.position, e.command, e.seq, c.id, c.user_id, c.tenant_id, e.action,
+    SELECT c.occurred_at, c.era, c.position, e.command, e.seq, e.changeset_id, c.user_id, c.tenant_id, e.action,
            e.operation::text, coalesce(r.resource, e.resource), e.resource_id, e.status::text,
            CASE e.operation WHEN 'UPDATE' THEN e.row_image || e.old_values WHEN 'DELETE' THEN e.row_image END,
            CASE WHEN e.operation <> 'DELETE' THEN e.row_image END,
            CASE WHEN e.operation = 'UPDATE' THEN ARRAY(SELECT jsonb_object_keys(e.old_values)) END,
            e.details, c.ip_address, c.user_agent, c.request_id, c.session_id, c.reason, c.context, c.session_role,
-           c.effective_role, c.application_name, c.client_addr, c.xid, e.checksum
+           c.effective_role, c.application_name, c.client_addr, c.xid, e.checksum, e.relation_id, e.occurred_at
       FROM pending_changesets() c
       JOIN event e ON e.changeset_id = c.id AND e.occurred_at = c.occurred_at
       LEFT JOIN relation r ON r.id = e.relation_id;
 COMMENT ON VIEW log IS 'Events with their context: what people query. This transaction''s own events have no position yet. ORDER BY era, position NULLS LAST, command, seq reads the versions of each row in the order in which they came into being.';
+
+CREATE FUNCTION grant_functions(role regrole, names text[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    EXECUTE (SELECT format('GRANT EXECUTE ON FUNCTION %s TO %s', string_agg(p.oid::regprocedure::text, ', '), role)
+               FROM pg_proc p WHERE p.pronamespace = 'audit'::regnamespace AND p.proname = ANY (names));
+END
+$$;
+COMMENT ON FUNCTION grant_functions(regrole, text[]) IS 'Lets a role call functions of this extension, given by their names.';
 
 CREATE FUNCTION grant_reader(role regrole) RETURNS void
     LANGUAGE plpgsql
@@ -135,6 +142,9 @@ AS $$
 BEGIN
     EXECUTE format('GRANT SELECT ON audit.log, audit.changeset, audit.event, audit.relation, audit.ledger, audit.policy, audit.schema_policy TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION audit.pending_changesets(), audit.changeset_time(uuid), audit.canonical(uuid, int), audit.canonical(uuid), audit.verify_event(uuid, int), audit.merkle_root(bytea[]) TO %s', role);
+    EXECUTE format('GRANT SELECT ON audit.log_changeset, audit.log_event TO %s', role);
+    PERFORM audit.grant_functions(role, '{get_logs,count_logs,user_activity,tenant_activity,failed_logins,statistics,security_events,
+        required,log_filter,log_place,log_cursor,log_partitions,log_windows,next_events,next_changesets,instant_among}');
 END
 $$;
 COMMENT ON FUNCTION grant_reader(regrole) IS 'Lets a role read the log and check its records.';
@@ -158,18 +168,3 @@ COMMENT ON FUNCTION set_context(text, text, text, text, inet, text, text, jsonb,
 COMMENT ON FUNCTION clear_context() IS 'Clears the context of the transaction and of the session.';
 COMMENT ON FUNCTION client_ip(text, text, inet, inet[]) IS 'Address of the client behind proxies: the right-most address of X-Forwarded-For that is no trusted proxy, considered only where the connection comes from one.';
 COMMENT ON FUNCTION merkle_root(bytea[]) IS 'Merkle tree hash of RFC 6962 over 32-byte checksums.';
-
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA audit FROM PUBLIC;
-REVOKE ALL ON log FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION set_context(text, text, text, text, inet, text, text, jsonb, boolean), clear_context(), client_ip(text, text, inet, inet[]) TO PUBLIC;
--- PostgreSQL asks for this right when a partition's owner makes a partition of an audited table, and clones the trigger.
-GRANT EXECUTE ON FUNCTION capture() TO PUBLIC;
-
--- Last, so that they do not see this script.
-CREATE EVENT TRIGGER audit_ddl_command_end ON ddl_command_end
-    WHEN TAG IN ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'ALTER TABLE', 'CREATE FOREIGN TABLE',
-                 'ALTER FOREIGN TABLE', 'CREATE SCHEMA', 'ALTER SCHEMA', 'IMPORT FOREIGN SCHEMA')
-    EXECUTE FUNCTION ddl_command_end();
-ALTER EVENT TRIGGER audit_ddl_command_end ENABLE ALWAYS;
-CREATE EVENT TRIGGER audit_sql_drop ON sql_drop EXECUTE FUNCTION sql_drop();
-ALTER EVENT TRIGGER audit_sql_drop ENABLE ALWAYS;

@@ -11,6 +11,8 @@ use crate::pg::guc::CONTEXT_SETTINGS;
 use crate::pg::report;
 use crate::policies::{self, Options};
 
+mod partitions;
+
 fn names(argument: &'static str, names: Option<Vec<Option<String>>>) -> Vec<String> {
     names.unwrap_or_default().into_iter().map(|name| required(argument, name)).collect()
 }

@@ -19,6 +19,7 @@ pub mod env;
 pub mod generated;
 pub mod guc;
 pub mod heap;
+pub mod instants;
 pub mod log_index;
 pub mod log_partition;
 pub mod log_table;
