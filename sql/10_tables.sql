@@ -98,12 +98,6 @@ CREATE TABLE changeset (
     context          jsonb
 ) PARTITION BY RANGE (occurred_at);
 CREATE TABLE changeset_default PARTITION OF changeset DEFAULT;
--- One BRIN index serves time, user, tenant, request and, through occurred_at, the changeset of an event, at the cost of
--- a page look-up per changeset: each btree would cost every transaction a tenth of what its whole record costs. The
--- writer gives no two changesets one id.
-CREATE INDEX changeset_context_idx ON changeset USING brin (
-        occurred_at, user_id text_bloom_ops, tenant_id text_bloom_ops, request_id text_bloom_ops)
-    WITH (pages_per_range = 16, autosummarize = on);
 COMMENT ON TABLE changeset IS 'The events of one transaction under one context: who, from where, why. Written at commit; append-only.';
 COMMENT ON COLUMN changeset.occurred_at IS 'Clock time of the first event, the same instant as in id.';
 COMMENT ON COLUMN changeset.position IS 'WAL insert position just before commit. ORDER BY era, position NULLS LAST, command, seq reads the versions of each row in the order in which they came into being.';
@@ -149,14 +143,6 @@ CREATE TABLE event (
     resource     text
 ) PARTITION BY RANGE (occurred_at);
 CREATE TABLE event_default PARTITION OF event DEFAULT;
--- Likewise: a row's history through its key, a changeset's events through their common time.
-CREATE INDEX event_resource_idx ON event USING brin (
-        occurred_at, resource_id text_bloom_ops (n_distinct_per_range = 1024))
-    WITH (pages_per_range = 32, autosummarize = on);
--- The range being filled is left without a summary: keeping one up to date costs more than all the rest.
-SELECT pg_catalog.brin_desummarize_range(indexrelid, 0)
-  FROM pg_catalog.pg_index
- WHERE indrelid IN ('changeset_default'::pg_catalog.regclass, 'event_default'::pg_catalog.regclass);
 -- Records over 2 kB are compressed. Where the server has lz4, with that: pglz takes half of the cost of recording a wide row.
 DO $$
 DECLARE

@@ -1,4 +1,4 @@
--- Trigger functions, what is written in SQL, the view, and who may call what.
+-- Trigger functions, what is written in SQL, the view, and who may be let to read and to administrate.
 
 CREATE FUNCTION capture() RETURNS trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'audit_capture';
@@ -142,7 +142,7 @@ BEGIN
                     (19, 'request_id', 'c.request_id'), (20, 'session_id', 'c.session_id'), (21, 'reason', 'c.reason'),
                     (22, 'context', 'c.context'), (23, 'session_role', 'c.session_role'), (24, 'effective_role', 'c.effective_role'),
                     (25, 'application_name', 'c.application_name'), (26, 'client_addr', 'c.client_addr'), (27, 'xid', 'c.xid'),
-                    (28, 'checksum', 'e.checksum')
+                    (28, 'checksum', 'e.checksum'), (29, 'relation_id', 'e.relation_id'), (30, 'event_at', 'e.occurred_at')
                ) AS shown (n, name, expression)),
             part.source, part.condition);
         EXECUTE pg_catalog.format('COMMENT ON VIEW audit.%I IS %L', part.name, part.comment);
@@ -169,6 +169,17 @@ BEGIN ATOMIC
 END;
 COMMENT ON FUNCTION uncatalogued_actions(timestamptz) IS 'Actions that were recorded since then, and that audit.action does not list. NULL: ever.';
 
+CREATE FUNCTION grant_functions(role regrole, names text[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    EXECUTE (SELECT format('GRANT EXECUTE ON FUNCTION %s TO %s', string_agg(p.oid::regprocedure::text, ', '), role)
+               FROM pg_proc p WHERE p.pronamespace = 'audit'::regnamespace AND p.proname = ANY (names));
+END
+$$;
+COMMENT ON FUNCTION grant_functions(regrole, text[]) IS 'Lets a role call functions of this extension, given by their names.';
+
 CREATE FUNCTION grant_reader(role regrole) RETURNS void
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
@@ -176,6 +187,9 @@ AS $$
 BEGIN
     EXECUTE format('GRANT SELECT ON audit.log, audit.changeset, audit.event, audit.relation, audit.ledger, audit.entry, audit.tile, audit.checkpoint, audit.cosignature, audit.erasure, audit.policy, audit.schema_policy, audit.action, audit.stats, audit.tenant_reader TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION audit.pending_changesets(), audit.changeset_time(uuid), audit.canonical(uuid, int), audit.canonical(uuid), audit.canonical_relation(audit.relation), audit.canonical_ledger(audit.ledger), audit.canonical_seal(text, bigint, timestamptz, xid8, xid8, text), audit.checksum_of(text), audit.verify_event(uuid, int), audit.verify(timestamptz, timestamptz, text), audit.verify_contents(timestamptz, timestamptz), audit.erased(), audit.verify_changesets(timestamptz, timestamptz), audit.verify_entries(timestamptz, timestamptz), audit.verify_tree(text), audit.prove(uuid, int), audit.prove_consistency(bigint), audit.merkle_root(bytea[]), audit.uncatalogued_actions(timestamptz), audit.note_read(text, jsonb), audit.queue_state(), audit.bound_tenants(), audit.tenant_visible(text), audit.fenced(anyelement, text) TO %s', role);
+    EXECUTE format('GRANT SELECT ON audit.log_changeset, audit.log_event TO %s', role);
+    PERFORM audit.grant_functions(role, '{get_logs,count_logs,user_activity,tenant_activity,failed_logins,statistics,security_events,
+        required,log_filter,log_place,log_cursor,log_partitions,log_windows,next_events,next_changesets,instant_among}');
 END
 $$;
 COMMENT ON FUNCTION grant_reader(regrole) IS 'Lets a role read the log and check its records.';
@@ -208,20 +222,3 @@ COMMENT ON FUNCTION add_cosignature(text) IS 'Stores the cosignatures on a check
 COMMENT ON FUNCTION verify_changesets(timestamptz, timestamptz) IS 'Part of audit.verify: the events of each changeset against its event_count and events_root.';
 COMMENT ON FUNCTION verify_tree(text) IS 'Part of audit.verify: the entries of each ledger against its tiles and checkpoints, and against a checkpoint that was kept.';
 COMMENT ON FUNCTION merkle_root(bytea[]) IS 'Merkle tree hash of RFC 6962 over 32-byte checksums.';
-
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA audit FROM PUBLIC;
-REVOKE ALL ON log, row_events, other_events, pending_events FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION set_context(text, text, text, text, inet, text, text, jsonb, boolean), clear_context(), client_ip(text, text, inet, inet[]) TO PUBLIC;
--- Applications report what happens in them.
-GRANT EXECUTE ON FUNCTION log_event(text, text, text, jsonb, text, boolean), log_login(text, jsonb), log_login_failed(text, text, jsonb), log_logout(text, jsonb) TO PUBLIC;
--- PostgreSQL asks for this right when a partition's owner makes a partition of an audited table, and clones the trigger.
-GRANT EXECUTE ON FUNCTION capture() TO PUBLIC;
-
--- Last, so that they do not see this script.
-CREATE EVENT TRIGGER audit_ddl_command_end ON ddl_command_end
-    WHEN TAG IN ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'ALTER TABLE', 'CREATE FOREIGN TABLE',
-                 'ALTER FOREIGN TABLE', 'CREATE SCHEMA', 'ALTER SCHEMA', 'IMPORT FOREIGN SCHEMA')
-    EXECUTE FUNCTION ddl_command_end();
-ALTER EVENT TRIGGER audit_ddl_command_end ENABLE ALWAYS;
-CREATE EVENT TRIGGER audit_sql_drop ON sql_drop EXECUTE FUNCTION sql_drop();
-ALTER EVENT TRIGGER audit_sql_drop ENABLE ALWAYS;

@@ -13,6 +13,7 @@ use crate::pg::{report, session};
 use crate::policies::{self, Options};
 
 mod application;
+mod partitions;
 
 fn names(argument: &'static str, names: Option<Vec<Option<String>>>) -> Vec<String> {
     names.unwrap_or_default().into_iter().map(|name| required(argument, name)).collect()

@@ -34,6 +34,7 @@ mod worker;
 pgrx::pg_module_magic!(name, version);
 
 pgrx::extension_sql_file!("../sql/10_tables.sql", name = "tables", bootstrap);
+pgrx::extension_sql_file!("../sql/12_indexes.sql", name = "indexes", requires = ["tables"]);
 pgrx::extension_sql_file!(
     "../sql/15_actions.sql",
     name = "actions",
@@ -63,7 +64,27 @@ pgrx::extension_sql_file!(
     requires = ["tables", api::queue_state, api::stats_reset]
 );
 pgrx::extension_sql_file!("../sql/60_ledger.sql", name = "ledger", requires = ["tables"]);
-pgrx::extension_sql_file!("../sql/20_functions.sql", name = "functions", finalize);
+pgrx::extension_sql_file!(
+    "../sql/20_functions.sql",
+    name = "functions",
+    requires = [
+        "indexes",
+        "actions",
+        "tenants",
+        "queue",
+        "ledger",
+        api::enable,
+        api::disable,
+        api::enable_schema,
+        api::disable_schema,
+        api::set_context,
+        api::clear_context,
+        api::client_ip,
+        api::merkle_root
+    ]
+);
+pgrx::extension_sql_file!("../sql/30_reading.sql", name = "reading", requires = ["functions", "indexes"]);
+pgrx::extension_sql_file!("../sql/90_rights.sql", name = "rights", finalize);
 
 #[allow(non_snake_case)]
 #[pgrx::pg_guard]

@@ -22,6 +22,7 @@ pub mod generated;
 pub mod guc;
 pub mod heap;
 pub mod hooks;
+pub mod instants;
 pub mod log_index;
 pub mod log_partition;
 pub mod log_table;
