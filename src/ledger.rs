@@ -3,7 +3,7 @@
 //! recovery, a copied database), and the first record written there begins a new ledger, and a new era: WAL positions and
 //! transaction ids start again in another cluster.
 
-mod api;
+pub mod api;
 pub mod erase;
 pub mod prove;
 pub mod seal;

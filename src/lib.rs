@@ -80,7 +80,15 @@ pgrx::extension_sql_file!(
         api::set_context,
         api::clear_context,
         api::client_ip,
-        api::merkle_root
+        api::merkle_root,
+        ledger::api::seal_ledger,
+        ledger::api::add_cosignature,
+        ledger::api::erase_row,
+        ledger::api::erase_user,
+        ledger::api::prove_event,
+        ledger::api::prove_consistency,
+        ledger::api::verify_changesets,
+        ledger::api::verify_tree
     ]
 );
 pgrx::extension_sql_file!("../sql/30_reading.sql", name = "reading", requires = ["functions", "indexes"]);
