@@ -139,7 +139,7 @@ CREATE FUNCTION grant_reader(role regrole) RETURNS void
 AS $$
 BEGIN
     EXECUTE format('GRANT SELECT ON audit.log, audit.changeset, audit.event, audit.relation, audit.ledger, audit.entry, audit.tile, audit.checkpoint, audit.cosignature, audit.erasure, audit.policy, audit.schema_policy TO %s', role);
-    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.pending_changesets(), audit.changeset_time(uuid), audit.canonical(uuid, int), audit.canonical(uuid), audit.canonical(audit.relation), audit.canonical(audit.ledger), audit.canonical_seal(text, bigint, timestamptz, xid8, xid8, text), audit.checksum_of(text), audit.verify_event(uuid, int), audit.verify(timestamptz, timestamptz, text), audit.verify_contents(timestamptz, timestamptz), audit.erased(), audit.verify_changesets(timestamptz, timestamptz), audit.verify_entries(timestamptz, timestamptz), audit.verify_tree(text), audit.prove(uuid, int), audit.prove_consistency(bigint), audit.merkle_root(bytea[]) TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.pending_changesets(), audit.changeset_time(uuid), audit.canonical(uuid, int), audit.canonical(uuid), audit.canonical_relation(audit.relation), audit.canonical_ledger(audit.ledger), audit.canonical_seal(text, bigint, timestamptz, xid8, xid8, text), audit.checksum_of(text), audit.verify_event(uuid, int), audit.verify(timestamptz, timestamptz, text), audit.verify_contents(timestamptz, timestamptz), audit.erased(), audit.verify_changesets(timestamptz, timestamptz), audit.verify_entries(timestamptz, timestamptz), audit.verify_tree(text), audit.prove(uuid, int), audit.prove_consistency(bigint), audit.merkle_root(bytea[]) TO %s', role);
 END
 $$;
 COMMENT ON FUNCTION grant_reader(regrole) IS 'Lets a role read the log and check its records.';

@@ -119,7 +119,7 @@ BEGIN ATOMIC
 END;
 COMMENT ON FUNCTION checksum_of(text) IS 'SHA-256 of a text in UTF-8: the entry that a layout, a ledger or a seal has in the Merkle log.';
 
-CREATE FUNCTION canonical(layout relation) RETURNS text
+CREATE FUNCTION canonical_relation(layout relation) RETURNS text
     LANGUAGE sql STABLE STRICT PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
@@ -128,9 +128,9 @@ BEGIN ATOMIC
                layout.resource, layout.root_schema, layout.root_table, layout.columns, layout.key_columns,
                (EXTRACT(epoch FROM layout.valid_from) * 1000000)::bigint)::text;
 END;
-COMMENT ON FUNCTION canonical(relation) IS 'Text whose SHA-256 is the entry of a layout in the Merkle log: docs/format.md.';
+COMMENT ON FUNCTION canonical_relation(relation) IS 'Text whose SHA-256 is the entry of a layout in the Merkle log: docs/format.md.';
 
-CREATE FUNCTION canonical(ledger ledger) RETURNS text
+CREATE FUNCTION canonical_ledger(ledger ledger) RETURNS text
     LANGUAGE sql STABLE STRICT PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
@@ -145,7 +145,7 @@ BEGIN ATOMIC
                   WHERE k.era < (ledger).era
                   ORDER BY k.era DESC, k.tree_size DESC LIMIT 1) AS p ON true;
 END;
-COMMENT ON FUNCTION canonical(ledger) IS 'Text whose SHA-256 is the first entry of a ledger; it names the last checkpoint of the ledger before: docs/format.md.';
+COMMENT ON FUNCTION canonical_ledger(ledger) IS 'Text whose SHA-256 is the first entry of a ledger; it names the last checkpoint of the ledger before: docs/format.md.';
 
 CREATE FUNCTION canonical_seal(origin text, tree_size bigint, created_at timestamptz, sealed_below xid8, next_xid xid8,
                                key text) RETURNS text
@@ -283,7 +283,7 @@ BEGIN
       FROM audit.entry AS e
       LEFT JOIN audit.relation AS r ON r.id = e.relation_id
       LEFT JOIN audit.ledger AS l ON l.era = e.era
-     WHERE e.relation_id IS NOT NULL AND e.checksum IS DISTINCT FROM audit.checksum_of(audit.canonical(r));
+     WHERE e.relation_id IS NOT NULL AND e.checksum IS DISTINCT FROM audit.checksum_of(audit.canonical_relation(r));
 
     -- A layout that is in no ledger came after the last round, so nothing sealed can use it.
     RETURN QUERY

@@ -101,8 +101,7 @@ fn begin(era: i32, here: &Place) -> Result<i32, Error> {
     tail.copy_from_slice(&random[..10]);
     let id = uuid7::new(session::unix_usecs(now), tail);
     let text = audit_core::hex::uuid(&id);
-    let origin =
-        origin(&session::database_name(), session::system_identifier(), &String::from_utf8_lossy(&text));
+    let origin = origin(&session::database_name(), session::system_identifier(), &String::from_utf8_lossy(&text));
     let row = [
         Value::Int4(era),
         Value::Uuid(&id),

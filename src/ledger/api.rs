@@ -79,9 +79,7 @@ fn verify_tree(
     TableIterator::new(report::ok(verify::tree(checkpoint.as_deref())).into_iter().map(columns))
 }
 
-fn columns(
-    finding: Finding,
-) -> (String, Option<TimestampWithTimeZone>, Option<Uuid>, Option<i32>, String) {
+fn columns(finding: Finding) -> (String, Option<TimestampWithTimeZone>, Option<Uuid>, Option<i32>, String) {
     let occurred_at = finding.occurred_at.and_then(|time| TimestampWithTimeZone::try_from(time).ok());
     (finding.finding.to_owned(), occurred_at, finding.changeset_id.map(Uuid::from_bytes), finding.seq, finding.detail)
 }

@@ -30,12 +30,10 @@ pub fn event(changeset_id: &[u8; 16], seq: i32) -> Result<String, Error> {
     )?;
     let (event, whole) = event.zip(whole).ok_or_else(|| Error::Erased { changeset: name.clone() })?;
 
-    let entry = spi::first(
-        Sees::AsCaller,
-        "SELECT era, index FROM audit.entry WHERE changeset_id = $1",
-        &changeset,
-        |row| row.int4(1).zip(row.int8(2)),
-    )?;
+    let entry =
+        spi::first(Sees::AsCaller, "SELECT era, index FROM audit.entry WHERE changeset_id = $1", &changeset, |row| {
+            row.int4(1).zip(row.int8(2))
+        })?;
     let (era, entry) = entry.flatten().ok_or_else(|| Error::NotSealed { changeset: name.clone() })?;
     let (checkpoint, path) = with_log(era, |log| log.prove_inclusion(entry as u64))?;
     let path_in_changeset = path_in(&leaves, index).iter().map(encode).collect();
@@ -102,10 +100,8 @@ fn with_log<T>(
 /// The proof that the current ledger, when it had `old_size` entries, was the beginning of what it is now.
 pub fn consistency(old_size: i64) -> Result<String, Error> {
     let era = if session::in_recovery() { latest()?.map(|(era, _)| era) } else { era_begun()? };
-    let refused = |message: String| Error::Checkpoint {
-        message,
-        hint: "audit.checkpoint lists the states of the ledger.",
-    };
+    let refused =
+        |message: String| Error::Checkpoint { message, hint: "audit.checkpoint lists the states of the ledger." };
     let era = era.ok_or_else(|| refused("there is no checkpoint yet".into()))?;
     let size = tables::head(Sees::AsCaller, era)?.tree_size;
     let old_size = u64::try_from(old_size)

@@ -64,7 +64,7 @@ impl Round {
         let clock = session::clock();
         let everything = everything || clock < head.created_at;
         let snapshot = spi::first(
-        Sees::Now,
+            Sees::Now,
             "SELECT pg_snapshot_xmin(s), pg_snapshot_xmax(s) FROM pg_current_snapshot() AS s",
             &[],
             |row| (row.int8(1).unwrap_or(0) as u64, row.int8(2).unwrap_or(0) as u64),
@@ -79,7 +79,7 @@ impl Round {
             return Ok(size);
         }
         let next = spi::first(
-        Sees::Now,
+            Sees::Now,
             "SELECT coalesce(max(index) + 1, 0) FROM audit.entry WHERE era = $1",
             &[Arg::Int4(self.era)],
             |row| row.int8(1),
@@ -100,8 +100,12 @@ impl Round {
     fn append_entries(&self) -> Result<i64, Error> {
         let mut size = self.head.tree_size as i64;
         if size == 0 {
-            size += self.append("SELECT $1::bigint, $2, NULL::int, NULL::uuid, \
-                audit.checksum_of(audit.canonical(l)) FROM audit.ledger AS l WHERE l.era = $2", size, &[])?;
+            size += self.append(
+                "SELECT $1::bigint, $2, NULL::int, NULL::uuid, \
+                audit.checksum_of(audit.canonical_ledger(l)) FROM audit.ledger AS l WHERE l.era = $2",
+                size,
+                &[],
+            )?;
             // What the ledgers before this one had not sealed.
             size += self.append(
                 "SELECT $1 + row_number() OVER (ORDER BY c.era, c.xid, c.id) - 1, $2, NULL::int, c.id, c.checksum
@@ -114,7 +118,7 @@ impl Round {
         }
         size += self.append(
             "SELECT $1 + row_number() OVER (ORDER BY r.id) - 1, $2, r.id, NULL::uuid, \
-                audit.checksum_of(audit.canonical(r))
+                audit.checksum_of(audit.canonical_relation(r))
                FROM audit.relation AS r
               WHERE NOT EXISTS (SELECT FROM audit.entry AS e WHERE e.relation_id = r.id)",
             size,
@@ -137,14 +141,15 @@ impl Round {
     fn append(&self, query: &str, from: i64, further: &[Arg<'_>]) -> Result<i64, Error> {
         let mut arguments = vec![Arg::Int8(from), Arg::Int4(self.era)];
         arguments.extend_from_slice(further);
-        let sql = format!("INSERT INTO audit.entry (index, era, relation_id, changeset_id, checksum) {query} ORDER BY 1");
+        let sql =
+            format!("INSERT INTO audit.entry (index, era, relation_id, changeset_id, checksum) {query} ORDER BY 1");
         spi::run(&sql, &arguments).map(|count| count as i64)
     }
 
     /// A time at which no transaction from `sealed_below` on had begun.
     fn since(&self) -> Result<Option<i64>, Error> {
         let time = spi::first(
-        Sees::Now,
+            Sees::Now,
             "SELECT created_at FROM audit.checkpoint WHERE era = $1 AND next_xid <= $2 ORDER BY tree_size DESC LIMIT 1",
             &[Arg::Int4(self.era), Arg::Xid8(self.head.sealed_below)],
             |row| row.int8(1),
@@ -178,7 +183,10 @@ impl Round {
     fn publish(&self, size: u64, key: Option<&str>) -> Result<i64, Error> {
         let mut tree = tables::resume(self.era, self.head.tree_size)?;
         if self.head.root.is_some_and(|root| root != tree.root()) {
-            return Err(damaged(format!("The {} entries sealed so far do not give the last root.", self.head.tree_size)));
+            return Err(damaged(format!(
+                "The {} entries sealed so far do not give the last root.",
+                self.head.tree_size
+            )));
         }
         let mut tiles = TileWriter::new(self.era);
         tables::for_each_entry(self.era, self.head.tree_size, |_, checksum| {

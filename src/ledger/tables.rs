@@ -36,8 +36,10 @@ pub fn head(sees: Sees, era: i32) -> Result<Head, Error> {
 }
 
 pub fn origin(era: i32) -> Result<String, Error> {
-    spi::first(Sees::Now, "SELECT origin FROM audit.ledger WHERE era = $1", &[Arg::Int4(era)], |row| row.text(1).unwrap_or_default())?
-        .ok_or_else(|| damaged(format!("Era {era} has no row in audit.ledger.")))
+    spi::first(Sees::Now, "SELECT origin FROM audit.ledger WHERE era = $1", &[Arg::Int4(era)], |row| {
+        row.text(1).unwrap_or_default()
+    })?
+    .ok_or_else(|| damaged(format!("Era {era} has no row in audit.ledger.")))
 }
 
 pub fn damaged(detail: String) -> Error {
@@ -57,11 +59,7 @@ pub fn resume(era: i32, size: u64) -> Result<Tree, Error> {
 }
 
 /// The entries of a ledger from an index on, in order.
-pub fn for_each_entry(
-    era: i32,
-    from: u64,
-    mut each: impl FnMut(u64, Hash) -> Result<(), Error>,
-) -> Result<(), Error> {
+pub fn for_each_entry(era: i32, from: u64, mut each: impl FnMut(u64, Hash) -> Result<(), Error>) -> Result<(), Error> {
     let mut next = from;
     spi::for_each(
         Sees::Now,
@@ -155,7 +153,8 @@ impl Tiles {
                 below,
             ),
         };
-        let range = [Arg::Int4(self.era), Arg::Int4(arguments.into()), Arg::Int8(first), Arg::Int8(first + width as i64)];
+        let range =
+            [Arg::Int4(self.era), Arg::Int4(arguments.into()), Arg::Int8(first), Arg::Int8(first + width as i64)];
         spi::for_each(self.sees, below, &range, |row| {
             hashes.extend(row.hash(1).map(|hash| if level == 0 { leaf_hash(&hash) } else { hash }));
             Ok(())

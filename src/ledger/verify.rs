@@ -151,10 +151,9 @@ impl Changesets {
         };
         match &group.header {
             None if self.own.contains(&group.id) => {}
-            None => self.findings.push(report(
-                "changeset removed",
-                format!("Its {count} events are there, the changeset is not."),
-            )),
+            None => self
+                .findings
+                .push(report("changeset removed", format!("Its {count} events are there, the changeset is not."))),
             Some((root, event_count)) => {
                 let expected = u64::try_from(*event_count).unwrap_or(0);
                 if group.is_sound && count != expected {
@@ -162,8 +161,9 @@ impl Changesets {
                     let detail = format!("The changeset has {count} events, its event_count is {event_count}.");
                     self.findings.push(report(finding, detail));
                 } else if !group.is_sound || group.frontier.root().as_slice() != root {
-                    let detail =
-                        format!("The checksums of its {count} events, in order, do not give the changeset's events_root.");
+                    let detail = format!(
+                        "The checksums of its {count} events, in order, do not give the changeset's events_root."
+                    );
                     self.findings.push(report("event altered", detail));
                 }
             }
@@ -177,7 +177,7 @@ pub fn tree(kept: Option<&str>) -> Result<Vec<Finding>, Error> {
     let mut ledgers = Vec::new();
     spi::for_each(
         Sees::AsCaller,
-        "SELECT l.era, l.origin, audit.checksum_of(audit.canonical(l)) FROM audit.ledger AS l ORDER BY l.era",
+        "SELECT l.era, l.origin, audit.checksum_of(audit.canonical_ledger(l)) FROM audit.ledger AS l ORDER BY l.era",
         &[],
         |row| {
             ledgers.extend(row.int4(1).zip(row.text(2)).map(|(era, origin)| (era, origin, row.hash(3))));
@@ -355,7 +355,8 @@ impl Ledger<'_> {
         let differs = hashes.chunks(32).zip(&tile.hashes).position(|(stored, hash)| stored != hash);
         if let Some(place) = differs {
             let first = (tile.index * 256 + place as u64) << (8 * tile.level);
-            let detail = format!("{path} of ledger {} and the entries from {first} on do not fit together.", self.origin);
+            let detail =
+                format!("{path} of ledger {} and the entries from {first} on do not fit together.", self.origin);
             let finding = spi::first(
                 Sees::AsCaller,
                 "SELECT changeset_id FROM audit.entry WHERE era = $1 AND index = $2",
@@ -441,7 +442,8 @@ impl Ledger<'_> {
             },
         )?;
         for checkpoint in beyond {
-            let detail = format!("Ledger {} has a checkpoint of {checkpoint} entries, but {size} entries.", self.origin);
+            let detail =
+                format!("Ledger {} has a checkpoint of {checkpoint} entries, but {size} entries.", self.origin);
             self.report("entry removed", None, detail);
         }
         let mut added = Vec::new();

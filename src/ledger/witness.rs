@@ -12,8 +12,9 @@ use crate::pg::spi::{self, Arg, Sees};
 /// Takes the cosignatures of a note that known witnesses made; returns how many are new.
 pub fn add(note: &str) -> Result<i32, Error> {
     let refused = |message: &str, hint| Error::Checkpoint { message: message.into(), hint };
-    let note = SignedCheckpoint::parse(note)
-        .map_err(|_| refused("malformed checkpoint", "Pass the checkpoint's note with the witness's signature line."))?;
+    let note = SignedCheckpoint::parse(note).map_err(|_| {
+        refused("malformed checkpoint", "Pass the checkpoint's note with the witness's signature line.")
+    })?;
     let _owner = AsOwner::begin()?;
     let _environment = env::enter(Env::Settings);
     let known = spi::first(
@@ -37,13 +38,16 @@ pub fn add(note: &str) -> Result<i32, Error> {
         }
         match note.verify(std::slice::from_ref(&key)) {
             Err(audit_ledger::Error::NotSigned) => continue,
-            Err(_) => return Err(refused("the cosignature does not hold", "It is not of this checkpoint, or damaged.")),
+            Err(_) => {
+                return Err(refused("the cosignature does not hold", "It is not of this checkpoint, or damaged."));
+            }
             Ok(_) => any = true,
         }
         let verifier = keys::verifier(&key)?;
         let line = note.signatures().find(|(name, id, _)| *name == verifier.name() && *id == verifier.key_id());
         let Some((.., line)) = line else { continue };
-        let sql = "INSERT INTO audit.cosignature (era, tree_size, key, line) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
+        let sql =
+            "INSERT INTO audit.cosignature (era, tree_size, key, line) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
         let size = note.checkpoint.size as i64;
         let arguments =
             [Arg::Int4(era), Arg::Int8(size), Arg::Text(Some(key.as_bytes())), Arg::Text(Some(line.as_bytes()))];

@@ -182,12 +182,7 @@ pub fn for_each(
 }
 
 /// The first row of a query.
-pub fn first<T>(
-    sees: Sees,
-    sql: &str,
-    arguments: &[Arg],
-    take: impl Fn(&Row) -> T,
-) -> Result<Option<T>, Error> {
+pub fn first<T>(sees: Sees, sql: &str, arguments: &[Arg], take: impl Fn(&Row) -> T) -> Result<Option<T>, Error> {
     let mut found = None;
     for_each(sees, sql, arguments, |row| {
         if found.is_none() {

@@ -205,10 +205,10 @@ mod tests {
         let read = SignedCheckpoint::parse(text).unwrap();
         assert_eq!(read.checkpoint.size, 20_852_163);
         assert_eq!(read.text(), text);
-        assert_eq!(read.signatures().map(|(name, ..)| name).collect::<Vec<_>>(), [
-            "example.com/behind-the-sofa",
-            "witness.example.com/w1"
-        ]);
+        assert_eq!(
+            read.signatures().map(|(name, ..)| name).collect::<Vec<_>>(),
+            ["example.com/behind-the-sofa", "witness.example.com/w1"]
+        );
     }
 
     #[test]

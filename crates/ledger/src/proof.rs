@@ -173,13 +173,7 @@ pub fn check_inclusion(path: &[Hash], size: u64, root: &Hash, index: u64, entry:
 }
 
 /// The same by the entry's leaf hash.
-pub fn check_inclusion_of_hash(
-    path: &[Hash],
-    size: u64,
-    root: &Hash,
-    index: u64,
-    leaf: &Hash,
-) -> Result<(), Error> {
+pub fn check_inclusion_of_hash(path: &[Hash], size: u64, root: &Hash, index: u64, leaf: &Hash) -> Result<(), Error> {
     if index >= size || size > MAX_SIZE {
         return Err(Error::OutOfRange);
     }
@@ -189,13 +183,7 @@ pub fn check_inclusion_of_hash(
 }
 
 /// RFC 6962, section 2.1.2: whether the tree of `old_size` is the beginning of the other.
-pub fn check_consistency(
-    path: &[Hash],
-    size: u64,
-    root: &Hash,
-    old_size: u64,
-    old_root: &Hash,
-) -> Result<(), Error> {
+pub fn check_consistency(path: &[Hash], size: u64, root: &Hash, old_size: u64, old_root: &Hash) -> Result<(), Error> {
     if old_size > size || size > MAX_SIZE {
         return Err(Error::OutOfRange);
     }
@@ -288,8 +276,7 @@ mod tests {
         let leaves = [entry(0), checksum(&event).unwrap(), entry(2)];
         let root: String = merkle::root(leaves.iter().copied()).iter().map(|byte| format!("{byte:02x}")).collect();
         let nulls = "null, ".repeat(16);
-        let canonical =
-            format!(r#"["audit_ext/changeset/1", "id", 5, 1, 77, "742", {nulls}3, "{root}"]"#);
+        let canonical = format!(r#"["audit_ext/changeset/1", "id", 5, 1, 77, "742", {nulls}3, "{root}"]"#);
         let changeset = Record { salt: salt.into(), canonical };
         let entries = [entry(7), checksum(&changeset).unwrap(), entry(8), entry(9)];
         let root = merkle::root(entries.iter().copied());
@@ -332,7 +319,8 @@ mod tests {
 
     #[test]
     fn a_proof_of_consistency() {
-        let checkpoint = Checkpoint { origin: "a".into(), size: 2, root: merkle::root([entry(0), entry(1)].into_iter()) };
+        let checkpoint =
+            Checkpoint { origin: "a".into(), size: 2, root: merkle::root([entry(0), entry(1)].into_iter()) };
         let checkpoint = SignedCheckpoint::new(checkpoint).unwrap();
         let proof = ConsistencyProof { old_size: 1, path: vec![leaf_hash(&entry(1))], checkpoint };
         let proof = ConsistencyProof::parse(&proof.text()).unwrap();

@@ -14,8 +14,8 @@ use serde_json::Value;
 use crate::copy::Row;
 use crate::database::{Database, Ledger};
 use crate::records::{
-    CHANGESET, CHANGESET_COLUMNS, EVENT, EVENT_COLUMNS, Field, LEDGER, LEDGER_COLUMNS, RELATION, RELATION_COLUMNS, canonical,
-    checksum, plain_checksum, put,
+    CHANGESET, CHANGESET_COLUMNS, EVENT, EVENT_COLUMNS, Field, LEDGER, LEDGER_COLUMNS, RELATION, RELATION_COLUMNS,
+    canonical, checksum, plain_checksum, put,
 };
 use crate::report::Report;
 
@@ -145,7 +145,9 @@ impl Check<'_> {
             let stored = row.hash(CHECKSUM);
             match row.uuid(SALT) {
                 Some(salt) if stored == Some(checksum(&salt, &text)) => {}
-                Some(_) => self.altered("changeset altered", Some(&id), None, "Its content does not give its checksum."),
+                Some(_) => {
+                    self.altered("changeset altered", Some(&id), None, "Its content does not give its checksum.")
+                }
                 None => {
                     let named = self.erased.changesets.get(&uuid(&id)).cloned();
                     self.erased_record("changeset", &id, None, named, &text);
@@ -308,7 +310,8 @@ impl Check<'_> {
             let detail = format!("There is no ledger {} here.", kept.checkpoint.origin);
             self.report.finding("ledger removed", None, None, detail);
         }
-        let orphans = "SELECT era FROM (SELECT DISTINCT era FROM audit.entry UNION SELECT era FROM audit.checkpoint UNION
+        let orphans =
+            "SELECT era FROM (SELECT DISTINCT era FROM audit.entry UNION SELECT era FROM audit.checkpoint UNION
             SELECT era FROM audit.tile) AS there WHERE era NOT IN (SELECT era FROM audit.ledger)";
         for era in self.database.rows(orphans, |row| row.integer(0))? {
             let detail = format!("There are entries, tiles or checkpoints of era {era}, but no row in audit.ledger.");
@@ -410,6 +413,11 @@ impl Check<'_> {
 
     fn entry(&mut self, ledger: &Ledger, record: &Hash, row: &Row, entry: &Hash) {
         let index = row.integer(0).unwrap_or(0);
+        if row.bytes(1).is_some() && row.bytes(2).is_some() {
+            let detail =
+                format!("Entry {index} of ledger {} is said to be both a layout and a changeset.", ledger.origin);
+            self.altered("entry altered", row.uuid(2).as_ref(), None, &detail);
+        }
         if let Some(id) = row.uuid(2) {
             if !self.sealed.insert(id) {
                 self.altered("entry added", Some(&id), None, "It is sealed twice.");
@@ -432,7 +440,10 @@ impl Check<'_> {
             }
         } else if index == 0 {
             if entry != record {
-                let detail = format!("The row of ledger {}, or the last checkpoint before it, is not what its first entry says.", ledger.origin);
+                let detail = format!(
+                    "The row of ledger {}, or the last checkpoint before it, is not what its first entry says.",
+                    ledger.origin
+                );
                 self.report.finding("ledger altered", None, None, detail);
             }
         } else if row.bytes(4).is_none() {
@@ -445,12 +456,18 @@ impl Check<'_> {
         let what = format!("the checkpoint of {} entries of ledger {}", tree.size(), ledger.origin);
         let mut seal = b"[\"audit_ext/seal/1\"".to_vec();
         put(Field::Text, Some(ledger.origin.as_bytes()), &mut seal);
-        for (column, field) in [(4, Field::Raw), (5, Field::Raw), (6, Field::Text), (7, Field::Text), (8, Field::Text)] {
+        for (column, field) in [(4, Field::Raw), (5, Field::Raw), (6, Field::Text), (7, Field::Text), (8, Field::Text)]
+        {
             put(field, row.bytes(column), &mut seal);
         }
         seal.push(b']');
         if plain_checksum(&seal) != *entry {
-            self.report.finding("checkpoint altered", None, None, format!("The row of {what} is not what its seal says."));
+            self.report.finding(
+                "checkpoint altered",
+                None,
+                None,
+                format!("The row of {what} is not what its seal says."),
+            );
         }
         if row.hash(9) != Some(tree.root()) {
             let detail = format!("The entries do not give the root of {what}.");
@@ -509,15 +526,18 @@ impl Check<'_> {
             ledger.era
         );
         for checkpoint in self.database.rows(&query, |row| row.integer(0))? {
-            let detail = format!("Ledger {} has a checkpoint of {checkpoint} entries, but {size} entries.", ledger.origin);
+            let detail =
+                format!("Ledger {} has a checkpoint of {checkpoint} entries, but {size} entries.", ledger.origin);
             self.report.finding("entry removed", None, None, detail);
         }
         Ok(())
     }
 
     fn tiles(&mut self, ledger: &Ledger, tiles: Vec<audit_ledger::tree::CompleteTile>, is_broken: bool) -> Result<()> {
-        let mut expected: HashMap<(i64, i64), _> =
-            tiles.into_iter().map(|tile| ((tile.level as i64, tile.index as i64), (tile.root, tile.hashes.concat()))).collect();
+        let mut expected: HashMap<(i64, i64), _> = tiles
+            .into_iter()
+            .map(|tile| ((tile.level as i64, tile.index as i64), (tile.root, tile.hashes.concat())))
+            .collect();
         let query = format!(
             "SELECT level, index, encode(root, 'hex'), encode(hashes, 'hex') FROM audit.tile WHERE era = {} ORDER BY 1, 2",
             ledger.era
@@ -560,7 +580,8 @@ impl Check<'_> {
                 cosigned.is_ok_and(|cosigned| cosigned.verify(&[key.to_owned()]).is_ok())
             });
             if !holds {
-                let detail = format!("By {key}, on {} entries of ledger {}.", row.text(0).unwrap_or_default(), ledger.origin);
+                let detail =
+                    format!("By {key}, on {} entries of ledger {}.", row.text(0).unwrap_or_default(), ledger.origin);
                 self.report.finding("cosignature altered", None, None, detail);
             }
             Ok(())

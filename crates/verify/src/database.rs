@@ -4,12 +4,12 @@ use std::cell::RefCell;
 use std::io::BufReader;
 
 use anyhow::{Context, Result};
+use audit_core::merkle::leaf_hash;
 use audit_ledger::checkpoint::{Checkpoint, SignedCheckpoint};
 use audit_ledger::proof::check_consistency;
 use audit_ledger::tiles::{Log, TileSource, path};
 use audit_ledger::tree::TILE_WIDTH;
 use audit_ledger::{Error, Hash};
-use audit_core::merkle::leaf_hash;
 use postgres::{Client, NoTls};
 
 use crate::copy::Row;

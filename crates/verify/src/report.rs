@@ -43,13 +43,7 @@ impl Report {
         }
     }
 
-    pub fn finding(
-        &mut self,
-        finding: &str,
-        changeset_id: Option<&str>,
-        seq: Option<i64>,
-        detail: impl Into<String>,
-    ) {
+    pub fn finding(&mut self, finding: &str, changeset_id: Option<&str>, seq: Option<i64>, detail: impl Into<String>) {
         self.findings.push(Finding {
             finding: finding.to_owned(),
             changeset_id: changeset_id.map(str::to_owned),

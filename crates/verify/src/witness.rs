@@ -59,7 +59,12 @@ pub fn run(arguments: &Arguments) -> Result<Report> {
     for ledger in &ledgers {
         let Some(mut head) = database.head(ledger.era)? else {
             if state.contains_key(&ledger.origin) {
-                report.finding("checkpoint removed", None, None, format!("Ledger {} has no checkpoint.", ledger.origin));
+                report.finding(
+                    "checkpoint removed",
+                    None,
+                    None,
+                    format!("Ledger {} has no checkpoint.", ledger.origin),
+                );
             }
             continue;
         };
@@ -79,7 +84,8 @@ pub fn run(arguments: &Arguments) -> Result<Report> {
     // The state first: a witness must never sign what it does not remember.
     files::replace(&arguments.state, serde_json::to_string_pretty(&state)?.as_bytes())?;
     if arguments.submit {
-        let mut client = postgres::Client::connect(&arguments.dsn, postgres::NoTls).context("connecting to the database")?;
+        let mut client =
+            postgres::Client::connect(&arguments.dsn, postgres::NoTls).context("connecting to the database")?;
         for note in &cosigned {
             client.execute("SELECT audit.add_cosignature($1)", &[note]).context("submitting the cosignature")?;
         }
@@ -118,5 +124,7 @@ fn continues(
     let root = decode(&seen.root).context("the state file is malformed")?;
     let old = Checkpoint { origin: now.origin.clone(), size: seen.size, root };
     let result = database.continues(&old, now)?;
-    Ok(result.map_err(|error| format!("Ledger {} does not continue what it was at {} entries: {error}.", now.origin, old.size)))
+    Ok(result.map_err(|error| {
+        format!("Ledger {} does not continue what it was at {} entries: {error}.", now.origin, old.size)
+    }))
 }
