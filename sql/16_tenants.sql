@@ -43,14 +43,12 @@ BEGIN
     INSERT INTO audit.tenant_reader AS t (role, tenant_id) VALUES (grant_tenant_reader.role, grant_tenant_reader.tenant_id)
         ON CONFLICT ON CONSTRAINT tenant_reader_pkey
         DO UPDATE SET tenant_id = excluded.tenant_id, granted_at = excluded.granted_at, granted_by = excluded.granted_by;
-    EXECUTE format('GRANT SELECT ON audit.log, audit.log_changeset, audit.log_event, audit.relation, audit.action TO %s', role);
+    EXECUTE format('GRANT SELECT ON audit.log, audit.relation, audit.action TO %s', role);
     FOR f IN
         SELECT p.oid FROM pg_proc p
          WHERE p.pronamespace = 'audit'::regnamespace
            AND p.proname IN ('bound_tenants', 'tenant_visible', 'fenced', 'pending_changesets', 'changeset_time', 'note_read',
-                             'uncatalogued_actions', 'get_logs', 'count_logs', 'user_activity', 'tenant_activity', 'failed_logins',
-                             'security_events', 'statistics', 'required', 'log_filter', 'log_place', 'log_cursor', 'log_partitions',
-                             'log_windows', 'next_events', 'next_changesets', 'instant_among')
+                             'uncatalogued_actions')
     LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', f, role);
     END LOOP;

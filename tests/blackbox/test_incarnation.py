@@ -36,7 +36,7 @@ def assert_new_ledger(conn, kept):
     after = ledgers(conn)
     assert len(after) == len(before) + 1 and len({origin for _, origin in after}) == len(after)
     (canonical,) = conn.execute(
-        "SELECT audit.canonical(l) FROM audit.ledger l ORDER BY era DESC LIMIT 1"
+        "SELECT audit.canonical_ledger(l) FROM audit.ledger l ORDER BY era DESC LIMIT 1"
     ).fetchone()
     note = Note(kept)
     assert f'"{note.origin}", {note.size}' in canonical

@@ -413,6 +413,11 @@ impl Check<'_> {
 
     fn entry(&mut self, ledger: &Ledger, record: &Hash, row: &Row, entry: &Hash) {
         let index = row.integer(0).unwrap_or(0);
+        if row.bytes(1).is_some() && row.bytes(2).is_some() {
+            let detail =
+                format!("Entry {index} of ledger {} is said to be both a layout and a changeset.", ledger.origin);
+            self.altered("entry altered", row.uuid(2).as_ref(), None, &detail);
+        }
         if let Some(id) = row.uuid(2) {
             if !self.sealed.insert(id) {
                 self.altered("entry added", Some(&id), None, "It is sealed twice.");
