@@ -185,7 +185,7 @@ def test_pages_while_a_writer_runs(log):
                 expected = keys(log.expected(tenant_id=tenant))
                 known = set(expected)
                 for size in (7, 100):
-                    limited = expected[: 60 * size]
+                    limited = expected[: 62 * size]
                     returned = []
                     for key in log.pages(iter(lambda: size, None), conn=conn, tenant_id=tenant):
                         returned.append(key)
