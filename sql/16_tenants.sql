@@ -48,7 +48,7 @@ BEGIN
         SELECT p.oid FROM pg_proc p
          WHERE p.pronamespace = 'audit'::regnamespace
            AND p.proname IN ('bound_tenants', 'tenant_visible', 'fenced', 'pending_changesets', 'changeset_time', 'note_read',
-                             'uncatalogued_actions', 'get_logs', 'count_logs', 'user_activity', 'tenant_activity', 'failed_logins',
+                             'uncatalogued_actions', 'action_rule_errors', 'get_logs', 'count_logs', 'user_activity', 'tenant_activity', 'failed_logins',
                              'security_events', 'statistics', 'history', 'row_as_of', 'diff')
     LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', f, role);

@@ -164,13 +164,28 @@ BEGIN ATOMIC
 END;
 COMMENT ON FUNCTION uncatalogued_actions(timestamptz) IS 'Actions that were recorded since then, and that audit.action does not list. NULL: ever.';
 
+CREATE FUNCTION action_rule_errors(
+        since timestamptz DEFAULT now() - interval '7 days',
+        OUT rule int, OUT sqlstate text, OUT resource text, OUT events bigint, OUT first_at timestamptz, OUT last_at timestamptz)
+    RETURNS SETOF record
+    LANGUAGE sql STABLE PARALLEL RESTRICTED
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT e.rule, e.sqlstate, l.resource, count(*), min(l.occurred_at), max(l.occurred_at)
+      FROM audit.log l, jsonb_to_recordset(l.details -> 'rule_errors') AS e (rule int, sqlstate text)
+     WHERE (action_rule_errors.since IS NULL OR l.occurred_at >= action_rule_errors.since)
+       AND l.operation IN ('INSERT', 'UPDATE', 'DELETE') AND l.details ? 'rule_errors'
+     GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3;
+END;
+COMMENT ON FUNCTION action_rule_errors(timestamptz) IS 'Action rules whose condition failed since then: with which SQLSTATE, on which table, for how many events. NULL: ever.';
+
 CREATE FUNCTION grant_reader(role regrole) RETURNS void
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    EXECUTE format('GRANT SELECT ON audit.log, audit.changeset, audit.event, audit.relation, audit.ledger, audit.policy, audit.schema_policy, audit.action, audit.tenant_reader TO %s', role);
-    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.pending_changesets(), audit.changeset_time(uuid), audit.canonical(uuid, int), audit.canonical(uuid), audit.verify_event(uuid, int), audit.merkle_root(bytea[]), audit.uncatalogued_actions(timestamptz), audit.note_read(text, jsonb), audit.bound_tenants(), audit.tenant_visible(text), audit.fenced(anyelement, text) TO %s', role);
+    EXECUTE format('GRANT SELECT ON audit.log, audit.changeset, audit.event, audit.relation, audit.ledger, audit.policy, audit.schema_policy, audit.action, audit.action_rule, audit.tenant_reader TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.pending_changesets(), audit.changeset_time(uuid), audit.canonical(uuid, int), audit.canonical(uuid), audit.verify_event(uuid, int), audit.merkle_root(bytea[]), audit.uncatalogued_actions(timestamptz), audit.action_rule_errors(timestamptz), audit.note_read(text, jsonb), audit.bound_tenants(), audit.tenant_visible(text), audit.fenced(anyelement, text) TO %s', role);
 END
 $$;
 COMMENT ON FUNCTION grant_reader(regrole) IS 'Lets a role read the log and check its records.';
@@ -180,12 +195,12 @@ CREATE FUNCTION grant_admin(role regrole) RETURNS void
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean, text), audit.disable(regclass), audit.enable_schema(regnamespace, boolean, text[], text[], text, text[], boolean, boolean, text), audit.disable_schema(regnamespace) TO %s', role);
-    EXECUTE format('GRANT SELECT ON audit.policy, audit.schema_policy, audit.action TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean, text), audit.disable(regclass), audit.enable_schema(regnamespace, boolean, text[], text[], text, text[], boolean, boolean, text), audit.disable_schema(regnamespace), audit.add_action_rule(regclass, text, text, text[], text, int), audit.drop_action_rule(int) TO %s', role);
+    EXECUTE format('GRANT SELECT ON audit.policy, audit.schema_policy, audit.action, audit.action_rule TO %s', role);
     EXECUTE format('GRANT INSERT, UPDATE, DELETE ON audit.action TO %s', role);
 END
 $$;
-COMMENT ON FUNCTION grant_admin(regrole) IS 'Lets a role enable and disable auditing of any table, and edit the catalog of actions. Reading the log is another right: audit.grant_reader.';
+COMMENT ON FUNCTION grant_admin(regrole) IS 'Lets a role enable and disable auditing of any table, say what its changes mean, and edit the catalog of actions. Reading the log is another right: audit.grant_reader.';
 
 COMMENT ON FUNCTION enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean, text) IS 'Audits a table, its partitions and inheritance children, or changes how. Errors: 42809 for what cannot be audited, 42703 for unknown columns, 22023 for bad options, 0A000 for modes other than sync.';
 COMMENT ON FUNCTION disable(regclass) IS 'Ends auditing of a table and of what follows it. Its records stay. Errors: 55000 where it is not audited or follows another table.';

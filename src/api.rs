@@ -11,6 +11,7 @@ use crate::pg::guc::CONTEXT_SETTINGS;
 use crate::pg::report;
 use crate::policies::{self, Options};
 
+mod action_rules;
 mod application;
 
 fn names(argument: &'static str, names: Option<Vec<Option<String>>>) -> Vec<String> {

@@ -4,6 +4,7 @@
 //! `audit_core`; everything that touches PostgreSQL's memory is in `pg`, the only place for `unsafe`.
 #![deny(unsafe_code)]
 
+mod action_rules;
 mod actions;
 mod api;
 mod application;
@@ -48,6 +49,11 @@ pgrx::extension_sql_file!(
         pg::readers::fenced,
         pg::readers::simplify_fenced
     ]
+);
+pgrx::extension_sql_file!(
+    "../sql/17_action_rules.sql",
+    name = "action_rules",
+    requires = ["tables", api::action_rules::add_action_rule, api::action_rules::drop_action_rule]
 );
 pgrx::extension_sql_file!("../sql/20_functions.sql", name = "functions", finalize);
 

@@ -9,9 +9,11 @@
 #![allow(unsafe_code)]
 
 pub mod args;
+pub mod attempt;
 pub mod catalog;
 pub mod compare;
 pub mod composite;
+pub mod condition;
 pub mod definition;
 pub mod encode;
 pub mod entry;
