@@ -169,8 +169,8 @@ COMMENT ON COLUMN event.checksum IS 'SHA-256 of salt and canonical text: docs/fo
 COMMENT ON COLUMN event.resource_id IS 'The row''s key as text; of a composite key, its JSON array.';
 COMMENT ON COLUMN event.row_image IS 'The row after INSERT, UPDATE and SNAPSHOT, before DELETE.';
 COMMENT ON COLUMN event.old_values IS 'Of an UPDATE: previous values of the columns that changed.';
-COMMENT ON COLUMN event.details IS 'Further facts: soft_delete, old_resource_id and the like.';
-COMMENT ON COLUMN event.action IS 'Name of the action, of application events.';
+COMMENT ON COLUMN event.details IS 'Further facts: docs/format.md.';
+COMMENT ON COLUMN event.action IS 'What happened: of application events, and of row events for which there is an action rule.';
 COMMENT ON COLUMN event.resource IS 'What an application event is about; NULL for row events, see audit.relation.';
 
 CREATE TABLE policy (

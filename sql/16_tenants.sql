@@ -48,7 +48,7 @@ BEGIN
         SELECT p.oid FROM pg_proc p
          WHERE p.pronamespace = 'audit'::regnamespace
            AND p.proname IN ('bound_tenants', 'tenant_visible', 'fenced', 'pending_changesets', 'changeset_time', 'note_read',
-                             'uncatalogued_actions')
+                             'uncatalogued_actions', 'action_rule_errors')
     LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', f, role);
     END LOOP;

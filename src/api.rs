@@ -12,6 +12,7 @@ use crate::pg::shmem::{self, Counter};
 use crate::pg::{report, session};
 use crate::policies::{self, Options};
 
+mod action_rules;
 mod application;
 mod partitions;
 

@@ -7,16 +7,18 @@ use audit_core::error::Error as CoreError;
 use audit_core::jsonb::{KeyBlock, Mark, Writer};
 use pgrx::pg_sys::Datum;
 
+use crate::action_rules::{Rules, Verdict};
 use crate::context::Keys;
 use crate::error::Error;
 use crate::layouts::{Column, Layout};
+use crate::pg::attempt::SqlState;
 use crate::pg::encode::{digest, text_length};
 use crate::pg::env::Env;
 use crate::pg::generated::Completed;
 use crate::pg::relation::Row;
 use crate::pg::{compare, env, session};
 use crate::transaction::{self, Event, Image};
-use crate::{gucs, suspension, tenants};
+use crate::{action_rules, gucs, suspension, tenants};
 
 const MASK: &[u8] = b"***";
 /// Memory kept between rows.
@@ -112,7 +114,7 @@ pub fn truncate(layout: &Layout) -> Result<(), Error> {
         operation: Operation::Truncate,
         status: Status::Success,
         command: session::current_command(),
-        action: None,
+        action: layout.rules.as_ref().and_then(Rules::of_truncate),
         resource: None,
         resource_id: None,
         row_image: None,
@@ -157,7 +159,8 @@ fn write(layout: &Layout, change: &Change, scratch: &mut Scratch) -> Result<(), 
         }
     }
     drop(environment);
-    let has_details = write_details(is_soft_delete, has_old_key, scratch)?;
+    let meaning = layout.rules.as_ref().map_or_else(Verdict::default, |rules| rules.decide(change));
+    let has_details = write_details(is_soft_delete, has_old_key, &meaning.errors, scratch)?;
     if layout.tenant.is_some() && layout.env == Env::Settings {
         // Code of users was called meanwhile, such as a cast: it may have recorded rows of another tenant.
         tenants::begin_event(change.origin, &scratch.tenant)?;
@@ -168,7 +171,7 @@ fn write(layout: &Layout, change: &Change, scratch: &mut Scratch) -> Result<(), 
         operation: change.operation,
         status: Status::Success,
         command: change.command,
-        action: None,
+        action: meaning.action,
         resource: None,
         resource_id: layout.has_key().then_some(scratch.key.as_slice()),
         row_image: Some(Image::of(&scratch.image)),
@@ -265,12 +268,18 @@ fn append(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), Error> {
     Ok(())
 }
 
-fn write_details(is_soft_delete: bool, has_old_key: bool, scratch: &mut Scratch) -> Result<bool, Error> {
-    if !is_soft_delete && !has_old_key && !scratch.is_other_tenant {
+fn write_details(
+    is_soft_delete: bool,
+    has_old_key: bool,
+    rule_errors: &[(i32, SqlState)],
+    scratch: &mut Scratch,
+) -> Result<bool, Error> {
+    if !is_soft_delete && !has_old_key && !scratch.is_other_tenant && rule_errors.is_empty() {
         return Ok(false);
     }
     // In JSONB's order of keys: the shorter first.
-    let members: [(&[u8], bool); 3] = [
+    let members: [(&[u8], bool); 4] = [
+        (b"rule_errors", !rule_errors.is_empty()),
         (b"soft_delete", is_soft_delete),
         (b"row_tenant_id", scratch.is_other_tenant),
         (b"old_resource_id", has_old_key),
@@ -280,6 +289,9 @@ fn write_details(is_soft_delete: bool, has_old_key: bool, scratch: &mut Scratch)
     let details = &mut scratch.details;
     details.clear();
     details.begin_object(&keys)?;
+    if !rule_errors.is_empty() {
+        action_rules::write_errors(rule_errors, details)?;
+    }
     if is_soft_delete {
         details.boolean(true)?;
     }
@@ -313,11 +325,7 @@ impl Layout {
 
 impl Column {
     fn differs(&self, old: Row, new: Row) -> bool {
-        match (old.nulls[self.index], new.nulls[self.index]) {
-            (true, true) => false,
-            (false, false) => !compare::same(self.shape, old.values[self.index], new.values[self.index]),
-            _ => true,
-        }
+        compare::differs(self.shape, self.index, old, new)
     }
 
     pub(crate) fn write(&self, row: Row, limit: Option<usize>, out: &mut Writer) -> Result<(), Error> {

@@ -5,6 +5,8 @@ use std::fmt;
 use audit_core::context::ContextError;
 use pgrx::pg_sys::errcodes::PgSqlErrorCode::{self, *};
 
+use crate::pg::attempt::Failure;
+
 #[derive(Debug)]
 pub enum Error {
     /// 53200
@@ -51,6 +53,12 @@ pub enum Error {
     InvalidOption { message: String, hint: &'static str },
     /// 0A000
     ModeNotAvailable { mode: String },
+    /// PostgreSQL's own: a condition that is no boolean expression over the rows.
+    Condition(Failure),
+    /// 42P17
+    ConditionUses { what: String },
+    /// 42704
+    NoSuchRule { id: i32 },
     /// 0A000
     /// 22023
     UnknownAction { action: String },
@@ -114,6 +122,9 @@ impl Error {
                 ERRCODE_INVALID_PARAMETER_VALUE
             }
             Error::ModeNotAvailable { .. } => ERRCODE_FEATURE_NOT_SUPPORTED,
+            Error::Condition(failure) => failure.code,
+            Error::ConditionUses { .. } => ERRCODE_INVALID_OBJECT_DEFINITION,
+            Error::NoSuchRule { .. } => ERRCODE_UNDEFINED_OBJECT,
             Error::ReservedAction { .. } => ERRCODE_RESERVED_NAME,
             Error::OnStandby => ERRCODE_READ_ONLY_SQL_TRANSACTION,
             Error::NullArgument { .. } => ERRCODE_NULL_VALUE_NOT_ALLOWED,
@@ -161,6 +172,7 @@ impl Error {
             ),
             Error::MissingContext { keys, .. } => format!("Not set: {keys}."),
             Error::Context(error) => error.detail.clone(),
+            Error::Condition(failure) => return failure.detail.clone(),
             Error::UnknownAction { .. } => "audit.strict_actions is on.".into(),
             Error::ReservedAction { .. } => {
                 "Names that begin with \"audit.\" are those of this extension's own events.".into()
@@ -192,6 +204,18 @@ impl Error {
             Error::Inherited { .. } => "Call audit.disable for the table it follows.",
             Error::InvalidOption { hint, .. } => hint,
             Error::ModeNotAvailable { .. } => "Use mode 'sync'.",
+            Error::Condition(failure) => {
+                return failure.hint.clone().or_else(|| {
+                    Some(
+                        "Write a boolean expression over the columns of old and new, such as old.role <> new.role."
+                            .into(),
+                    )
+                });
+            }
+            Error::ConditionUses { .. } => {
+                "Conditions use columns of old and new, types of these columns, and functions and operators that come with PostgreSQL and are not volatile."
+            }
+            Error::NoSuchRule { .. } => "audit.action_rule lists the rules.",
             Error::UnknownAction { .. } => "Add it to audit.action, or set audit.strict_actions to off.",
             Error::ReservedAction { .. } => "Choose another name.",
             Error::OnStandby => "Do this on the primary; to only read here, set audit.log_reads to off on the standby.",
@@ -252,6 +276,9 @@ impl fmt::Display for Error {
             Error::NoSuchColumn { table, column } => write!(f, "column \"{column}\" of table {table} does not exist"),
             Error::InvalidOption { message, .. } => write!(f, "{message}"),
             Error::ModeNotAvailable { mode } => write!(f, "audit mode \"{mode}\" is not available"),
+            Error::Condition(failure) => write!(f, "invalid condition: {}", failure.message),
+            Error::ConditionUses { what } => write!(f, "a condition cannot use {what}"),
+            Error::NoSuchRule { id } => write!(f, "action rule {id} does not exist"),
             Error::UnknownAction { action } => write!(f, "unknown action \"{action}\""),
             Error::ReservedAction { action } => write!(f, "action \"{action}\" is reserved"),
             Error::OnStandby => write!(f, "cannot record an event on a standby"),

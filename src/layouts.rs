@@ -8,6 +8,7 @@ use std::rc::Rc;
 use audit_core::jsonb::{KeyBlock, Writer};
 use pgrx::pg_sys::Oid;
 
+use crate::action_rules::Rules;
 use crate::context::Keys;
 use crate::error::Error;
 use crate::pg::catalog::{self, Row};
@@ -43,6 +44,8 @@ pub struct Layout {
     pub virtual_columns: VirtualColumns,
     /// The column that names the row's tenant.
     pub tenant: Option<Column>,
+    /// What changes mean.
+    pub rules: Option<Rules>,
     stale: Cell<bool>,
     _memory: LayoutMemory,
 }
@@ -219,6 +222,8 @@ fn build(relation: Relation, capture: Oid) -> Result<Layout, Error> {
         Some((column.index, base_type(column.type_id) == pgrx::pg_sys::BOOLOID))
     });
 
+    let rules = Rules::load(relation, &description.columns, &memory)?;
+
     Ok(Layout {
         oid: description.oid,
         relation_id: relation_id(&description)?,
@@ -236,6 +241,7 @@ fn build(relation: Relation, capture: Oid) -> Result<Layout, Error> {
         soft_delete,
         virtual_columns: memory.virtual_columns(relation),
         tenant,
+        rules,
         stale: Cell::new(false),
         _memory: memory,
     })

@@ -4,6 +4,7 @@
 //! `audit_core`; everything that touches PostgreSQL's memory is in `pg`, the only place for `unsafe`.
 #![deny(unsafe_code)]
 
+mod action_rules;
 mod actions;
 mod alerts;
 mod api;
@@ -59,6 +60,11 @@ pgrx::extension_sql_file!(
     ]
 );
 pgrx::extension_sql_file!(
+    "../sql/17_action_rules.sql",
+    name = "action_rules",
+    requires = ["tables", api::action_rules::add_action_rule, api::action_rules::drop_action_rule]
+);
+pgrx::extension_sql_file!(
     "../sql/40_queue.sql",
     name = "queue",
     requires = ["tables", api::queue_state, api::stats_reset]
@@ -71,6 +77,7 @@ pgrx::extension_sql_file!(
         "indexes",
         "actions",
         "tenants",
+        "action_rules",
         "queue",
         "ledger",
         api::enable,

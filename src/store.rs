@@ -144,6 +144,21 @@ pub static TENANT_READER: Definition = Definition {
     ],
 };
 
+pub static ACTION_RULE: Definition = Definition {
+    name: c"action_rule",
+    columns: &[
+        ("id", INT4),
+        ("target", ColumnType::Core(BuiltinOid::REGCLASSOID)),
+        ("priority", INT4),
+        ("operation", TEXT),
+        ("columns", TEXTS),
+        ("condition", TEXT),
+        ("action", TEXT),
+        ("created_at", TIMESTAMPTZ),
+        ("created_by", TEXT),
+    ],
+};
+
 /// An event with all that makes it a record.
 pub struct SealedEvent<'a> {
     pub event: &'a Event<'a>,

@@ -175,6 +175,31 @@ enum Key<'a> {
     Text(&'a [u8]),
 }
 
+/// catalog/pg_inherits.h; not in pgrx's bindings.
+mod inherits {
+    use pgrx::pg_sys::Oid;
+
+    pub const TABLE: Oid = Oid::from_u32(2611);
+    pub const BY_CHILD: Oid = Oid::from_u32(2680);
+    pub const CHILD: i16 = 1;
+    pub const PARENT: usize = 2;
+}
+
+/// A table, and all that it is a partition or inheritance child of, the nearest first.
+pub fn with_ancestors(table: pg_sys::Oid) -> Result<Vec<pg_sys::Oid>, Error> {
+    let mut found = vec![table];
+    let mut next = 0;
+    while let Some(&child) = found.get(next) {
+        next += 1;
+        let source = Source { table: inherits::TABLE, index: Some(inherits::BY_CHILD), definition: None };
+        run_scan(source, Some((inherits::CHILD, Key::Oid(child))), |row| {
+            let parent = row.oid(inherits::PARENT);
+            found.extend(parent.filter(|parent| !found.contains(parent)));
+        })?;
+    }
+    Ok(found)
+}
+
 /// Calls `each` for every row of a small table of ours.
 pub fn scan_all(definition: &'static Definition, each: impl FnMut(&Row)) -> Result<(), Error> {
     run_scan(Source { table: own_table(definition)?, index: None, definition: Some(definition) }, None, each)

@@ -9,10 +9,12 @@
 #![allow(unsafe_code)]
 
 pub mod args;
+pub mod attempt;
 pub mod brin;
 pub mod catalog;
 pub mod compare;
 pub mod composite;
+pub mod condition;
 pub mod definition;
 pub mod encode;
 pub mod entry;

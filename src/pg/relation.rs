@@ -4,8 +4,10 @@ use std::ffi::CStr;
 
 use pgrx::pg_sys;
 
+use super::attempt::SqlState;
 use super::catalog;
 use super::compare::Shape;
+use super::condition::{Condition, Rows};
 use super::encode::Encoder;
 use super::env::{self, Env};
 use super::generated::VirtualColumns;
@@ -334,7 +336,7 @@ pub(super) fn is_complete(trigger: &pg_sys::Trigger) -> bool {
 pub struct Row<'a> {
     pub values: &'a [pg_sys::Datum],
     pub nulls: &'a [bool],
-    /// Where they come from; null for a completed copy.
+    /// Where they come from.
     pub(super) slot: *mut pg_sys::TupleTableSlot,
 }
 
@@ -478,6 +480,15 @@ impl LayoutMemory {
 
     pub fn encoder(&self, type_id: pg_sys::Oid) -> (Encoder, Env) {
         Encoder::for_type(type_id, self.0)
+    }
+
+    /// A condition on rows of the table, prepared; or how that fails.
+    pub fn condition(&self, relation: Relation, text: &[u8], rows: Rows) -> Result<Condition, SqlState> {
+        match Condition::prepare(relation, text, rows, self.0) {
+            Ok(Ok(condition)) => Ok(condition),
+            Ok(Err(_)) => Err(SqlState::INVALID_DEFINITION),
+            Err(failure) => Err(failure.sqlstate()),
+        }
     }
 
     pub fn virtual_columns(&self, relation: Relation) -> VirtualColumns {

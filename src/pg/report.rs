@@ -3,6 +3,7 @@
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgLogLevel, pg_sys};
 
+use super::attempt::SqlState;
 use crate::error::Error;
 
 /// Raises the error. Unwinds to the entry point, where pgrx hands it to PostgreSQL.
@@ -49,4 +50,13 @@ pub fn warn(warning: &Error, detail: &str) {
 pub fn notice(message: String) {
     ErrorReport::new(pg_sys::errcodes::PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, message, "audit_ext")
         .report(PgLogLevel::NOTICE);
+}
+
+/// Tells whoever changes a table that a rule's condition cannot be evaluated any more.
+pub fn warn_of_broken_rule(table: &str, rule: i32, sqlstate: SqlState) {
+    let message =
+        format!("condition of audit action rule {rule} no longer fits table {table}: SQLSTATE {}", sqlstate.as_str());
+    ErrorReport::new(pg_sys::errcodes::PgSqlErrorCode::ERRCODE_WARNING, message, "audit_ext")
+        .set_hint("Drop the rule and add it anew; until then it names no event.")
+        .report(PgLogLevel::WARNING);
 }

@@ -329,28 +329,51 @@ pub fn make_changes_visible() {
 
 /// Acts as the extension's owner until dropped: to create triggers on tables and write policy, whoever the
 /// administrator is who asked. As in a SECURITY DEFINER function, SET ROLE is not possible meanwhile.
-pub struct AsOwner {
-    user: pg_sys::Oid,
-    context: std::ffi::c_int,
-}
+pub struct AsOwner(#[allow(dead_code, reason = "held for its end")] Switched);
 
 impl AsOwner {
     pub fn begin() -> Result<Self, Error> {
         let owner = catalog::extension_owner()?.ok_or(Error::NotInstalled)?;
+        Ok(AsOwner(Switched::to(owner, pg_sys::SECURITY_LOCAL_USERID_CHANGE)))
+    }
+}
+
+/// Acts as a role that has no rights but everybody's until dropped, and can do nothing that outlasts the call: for what an
+/// administrator wrote and others evaluate. PostgreSQL has no role of that kind; the predefined one that is used here may
+/// do CHECKPOINT, which a restricted operation has no use for.
+pub struct AsNobody(#[allow(dead_code, reason = "held for its end")] Switched);
+
+impl AsNobody {
+    pub fn begin() -> Self {
+        /// pg_checkpoint, in `pg_authid.dat`.
+        const NOBODY: pg_sys::Oid = pg_sys::Oid::from_u32(4544);
+        let restricted = pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION;
+        AsNobody(Switched::to(NOBODY, restricted))
+    }
+}
+
+/// The current user and security context that were, put back when dropped.
+struct Switched {
+    user: pg_sys::Oid,
+    context: std::ffi::c_int,
+}
+
+impl Switched {
+    fn to(role: pg_sys::Oid, flags: u32) -> Self {
         let (mut user, mut context) = (pg_sys::InvalidOid, 0);
         // SAFETY: fills two locals, then sets the same variables as a SECURITY DEFINER function does; an abort puts back
         // the outer ones.
         unsafe {
             pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
-            pg_sys::SetUserIdAndSecContext(owner, context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32);
+            pg_sys::SetUserIdAndSecContext(role, context | flags as i32);
         }
-        Ok(AsOwner { user, context })
+        Switched { user, context }
     }
 }
 
-impl Drop for AsOwner {
+impl Drop for Switched {
     fn drop(&mut self) {
-        // SAFETY: puts back what `begin` found.
+        // SAFETY: puts back what `to` found.
         unsafe { pg_sys::SetUserIdAndSecContext(self.user, self.context) };
     }
 }

@@ -6,18 +6,24 @@ use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys::{self, Oid};
 use pgrx::spi::SpiClient;
 
-use super::Options;
+use super::{NewRule, Options};
 use crate::error::Error;
 use crate::pg::env::{self, Env};
 use crate::pg::relation::{self, Relation, with_descendants};
 
-/// Forgets the policies of tables and schemas that are gone.
+/// Forgets the policies of tables and schemas that are gone, and the action rules.
 pub fn forget_dropped() -> Result<(), Error> {
     let _acting = super::Acting::begin()?;
     run(
         "DELETE FROM audit.policy p USING pg_catalog.pg_event_trigger_dropped_objects() d
          WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
            AND p.target = d.objid",
+        &[],
+    )?;
+    run(
+        "DELETE FROM audit.action_rule r USING pg_catalog.pg_event_trigger_dropped_objects() d
+         WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
+           AND r.target = d.objid",
         &[],
     )?;
     run(
@@ -49,7 +55,7 @@ pub fn without_trigger(capture: Oid) -> Result<Vec<Oid>, Error> {
     )
 }
 
-/// Has the columns that a policy names follow a renaming: their numbers are in the last layout.
+/// Has the columns that a policy and its action rules name follow a renaming: their numbers are in the last layout.
 pub(super) fn rename_columns(table: Oid) -> Result<(), Error> {
     run(
         "WITH layout AS (
@@ -60,6 +66,10 @@ pub(super) fn rename_columns(table: Oid) -> Result<(), Error> {
              JOIN pg_catalog.pg_attribute a
                ON a.attrelid = $1 AND a.attnum = (c.value ->> 'attnum')::int2 AND NOT a.attisdropped
              WHERE a.attname::text <> c.value ->> 'name'
+         ), rules AS (
+             UPDATE audit.action_rule SET
+                 columns = ARRAY(SELECT coalesce(r.new_name, n) FROM unnest(columns) n LEFT JOIN renamed r ON r.old_name = n)
+             WHERE target = $1 AND columns IS NOT NULL AND EXISTS (SELECT FROM renamed)
          )
          UPDATE audit.policy SET
              exclude_columns = ARRAY(SELECT coalesce(r.new_name, n) FROM unnest(exclude_columns) n
@@ -294,4 +304,41 @@ pub(super) fn write_schema_policy(
 
 pub(super) fn forget_schema(name: &str) -> Result<(), Error> {
     run("DELETE FROM audit.schema_policy WHERE schema_name = $1", &[name.into()])
+}
+
+/// Writes a rule, and returns its id.
+pub(super) fn write_rule(rule: &NewRule) -> Result<i32, Error> {
+    let columns = (!rule.columns.is_empty()).then(|| rule.columns.clone());
+    let sql = "INSERT INTO audit.action_rule (target, priority, operation, columns, condition, action)
+               VALUES ($1, $2, $3, $4, $5, $6) RETURNING id";
+    let arguments = [
+        oid(rule.target),
+        rule.priority.into(),
+        rule.operation.as_str().into(),
+        columns.into(),
+        rule.condition.clone().into(),
+        rule.action.as_str().into(),
+    ];
+    changed(sql, &arguments, |row| row.get(1))?.ok_or(SPI_FAILED)
+}
+
+/// Removes a rule, and returns the table that it was for.
+pub(super) fn delete_rule(id: i32) -> Result<Option<Oid>, Error> {
+    let sql = "DELETE FROM audit.action_rule WHERE id = $1 RETURNING target::pg_catalog.oid";
+    changed(sql, &[id.into()], |row| row.get(1))
+}
+
+/// What `take` makes of the one row that a statement changes.
+fn changed<T>(
+    sql: &str,
+    arguments: &[DatumWithOid],
+    take: impl Fn(&pgrx::spi::SpiHeapTupleData) -> Result<Option<T>, pgrx::spi::Error>,
+) -> Result<Option<T>, Error> {
+    let run = |client: &mut SpiClient| -> Result<Option<T>, pgrx::spi::Error> {
+        match client.update(sql, None, arguments)?.next() {
+            Some(row) => take(&row),
+            None => Ok(None),
+        }
+    };
+    Spi::connect_mut(run).map_err(|_| SPI_FAILED)
 }
