@@ -4,6 +4,10 @@ use std::ffi::{CStr, CString};
 use std::panic::AssertUnwindSafe;
 
 use pgrx::pg_sys::panic::CaughtError;
+#[cfg(not(feature = "pg18"))]
+use pgrx::pg_sys::pqsignal;
+#[cfg(feature = "pg18")]
+use pgrx::pg_sys::pqsignal_be as pqsignal;
 use pgrx::{PgTryBuilder, pg_guard, pg_sys};
 
 use super::report;
@@ -108,8 +112,8 @@ fn begin(database: Option<pg_sys::Oid>) {
     // SAFETY: this is what a background worker does first (PostgreSQL, contrib/pg_prewarm/autoprewarm.c). SIGTERM sets a
     // flag and the latch, so that what is in the queue is written before the process ends.
     unsafe {
-        pg_sys::pqsignal(SIGHUP, Some(handlers::SignalHandlerForConfigReload));
-        pg_sys::pqsignal(SIGTERM, Some(handlers::SignalHandlerForShutdownRequest));
+        pqsignal(SIGHUP, Some(handlers::SignalHandlerForConfigReload));
+        pqsignal(SIGTERM, Some(handlers::SignalHandlerForShutdownRequest));
         pg_sys::BackgroundWorkerUnblockSignals();
         match database {
             None => pg_sys::BackgroundWorkerInitializeConnection(std::ptr::null(), std::ptr::null(), 0),
