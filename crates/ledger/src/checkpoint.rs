@@ -175,13 +175,13 @@ mod tests {
         let mut signed = SignedCheckpoint::new(checkpoint()).unwrap();
         assert!(!signed.is_signed());
         assert_eq!(SignedCheckpoint::parse(&signed.text()).unwrap().checkpoint, checkpoint());
-        assert_eq!(signed.verify(&[public.clone()]), Err(Error::NotSigned));
+        assert_eq!(signed.verify(std::slice::from_ref(&public)), Err(Error::NotSigned));
         signed.sign(&log_signer(&private).unwrap()).unwrap();
         let unwitnessed = signed.text();
         signed.sign(&WitnessSigner::new(&witness, 1_700_000_000).unwrap()).unwrap();
         let read = SignedCheckpoint::parse(&signed.text()).unwrap();
         assert_eq!(read.text(), signed.text());
-        assert_eq!(read.verify(&[public.clone()]).unwrap(), ["example.com/log"]);
+        assert_eq!(read.verify(std::slice::from_ref(&public)).unwrap(), ["example.com/log"]);
         assert_eq!(read.verify(&[public.clone(), witness_public]).unwrap(), ["example.com/log", "witness.example.com"]);
         assert_eq!(read.verify(&[stranger]), Err(Error::NotSigned));
         let line = format!("2026-01-02 03:04:05 UTC [1] LOG:  {}", signed.log_line());
