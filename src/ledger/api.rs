@@ -1,4 +1,5 @@
 //! The SQL functions of the ledger with a Rust body.
+#![allow(clippy::type_complexity, reason = "pgrx reads the columns of a result where the function is declared")]
 
 use pgrx::datum::{TimestampWithTimeZone, Uuid};
 use pgrx::prelude::*;

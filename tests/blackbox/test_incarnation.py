@@ -31,7 +31,7 @@ def ledgers(conn):
 def assert_new_ledger(conn, kept):
     """Writing begins a ledger of another origin, whose first entry names the kept checkpoint; all is intact."""
     before = ledgers(conn)
-    conn.execute("INSERT INTO t VALUES (1000)")
+    conn.execute("INSERT INTO t VALUES (%s)", [1000 + len(before)])
     assert seal(conn) >= 2
     after = ledgers(conn)
     assert len(after) == len(before) + 1 and len({origin for _, origin in after}) == len(after)
