@@ -186,11 +186,13 @@ def fill(conn, first, last):
 
 
 def many_tables(count):
+    """Small tables without TOAST: so many files are slow enough to copy and to drop."""
+
     def build(conn):
         for first in range(1, count + 1, 500):
             parts = []
             for n in range(first, min(first + 500, count + 1)):
-                parts.append(f"CREATE TABLE t{n} (id int PRIMARY KEY, amount int NOT NULL, note text); INSERT INTO t{n} VALUES (1, 0, 'row of t{n}')")
+                parts.append(f"CREATE TABLE t{n} (id int PRIMARY KEY, amount int NOT NULL, changed_at timestamptz); INSERT INTO t{n} VALUES (1, 0, now())")
             conn.execute("; ".join(parts))
 
     return State(f"tables_{count}", (), build)
@@ -259,29 +261,17 @@ def log_partitions(lab, limits):
     """UPDATEs where the log has so many partitions, the one in use among them."""
     for count in steps(1, limits.partitions):
         with ExitStack() as stack:
-            conns = open_all(lab, stack, tables.mixed_filled(ROWS))
+            conns = open_all(lab, stack, tables.log_partitioned(ROWS, count))
             for conn in conns:
                 warm(conn, ["item"])
-            for table in ("event", "changeset"):
-                for n in range(count - 1):
-                    bounds = [f"date_trunc('month', now()) + interval '{n - count // 2 + more} months'" for more in (0, 1)]
-                    low, high = conns[-1].execute(f"SELECT ({bounds[0]})::text, ({bounds[1]})::text").fetchone()
-                    conns[-1].execute(f"CREATE TABLE audit.bench_{table}_{n} PARTITION OF audit.{table} FOR VALUES FROM ('{low}') TO ('{high}')")
             yield count, updates(lab, conns)
 
 
 def table_partitions(lab, limits):
     """UPDATEs of an audited table of so many partitions."""
     for count in steps(1, limits.partitions):
-
-        def build(conn):
-            conn.execute(tables.MIXED.format(name="item").rstrip() + " PARTITION BY HASH (id)")
-            for n in range(count):
-                conn.execute(f"CREATE TABLE item_{n} PARTITION OF item FOR VALUES WITH (MODULUS {count}, REMAINDER {n})")
-            conn.execute("INSERT INTO item " + tables.MIXED_ROWS.format(first=1, last=ROWS))
-
         with ExitStack() as stack:
-            conns = open_all(lab, stack, State(f"partitioned_{count}", ("item",), build))
+            conns = open_all(lab, stack, tables.mixed_partitioned(ROWS, count))
             for conn in conns:
                 warm(conn, ["item"])
             yield count, updates(lab, conns)
@@ -291,21 +281,20 @@ def untouched(lab, limits):
     """UPDATE by key of a table that nobody audits, beside so many audited ones."""
     bare, ours = lab.variants
     loaded = {"session_preload_libraries": "audit_ext"}
-    for count in (1, limits.tables):
-        with ExitStack() as stack:
-            names = [stack.enter_context(lab.database(many_tables(limits.tables), variant)) for variant in lab.variants]
-            for variant, name in zip(lab.variants, names):
-                with lab.connect(name, variant) as conn:
-                    variant.enable_all(conn, [f"t{n}" for n in range(2, count + 1)])
-                    conn.execute("VACUUM ANALYZE")
-            tracks = []
-            # The last has the library in its session though nothing it does needs it, as where it is preloaded.
-            for series, variant, name, settings in ((BARE, bare, names[0], {}), (OURS, ours, names[1], {}), (LOADED, ours, names[1], loaded)):
-                conn = stack.enter_context(lab.connect(name, variant, **settings))
-                run = prepared(conn, "update", "UPDATE t1 SET amount = amount + 1 WHERE id = $1")
-                run([[1]] * STRETCH)
-                tracks.append(Track(series, conn, lambda _, run=run: run([[1]] * STRETCH)))
-            yield count, by_turns(lab, tracks, 40, STRETCH)
+    with ExitStack() as stack:
+        names = [stack.enter_context(lab.database(many_tables(limits.tables), variant)) for variant in lab.variants]
+        for variant, name in zip(lab.variants, names):
+            with lab.connect(name, variant) as conn:
+                variant.enable_all(conn, [f"t{n}" for n in range(2, limits.tables + 1)])
+                conn.execute("VACUUM ANALYZE")
+        tracks = []
+        # The last has the library in its session though nothing it does needs it, as where it is preloaded.
+        for series, variant, name, settings in ((BARE, bare, names[0], {}), (OURS, ours, names[1], {}), (LOADED, ours, names[1], loaded)):
+            conn = stack.enter_context(lab.connect(name, variant, **settings))
+            run = prepared(conn, "update", "UPDATE t1 SET amount = amount + 1 WHERE id = $1")
+            run([[1]] * STRETCH)
+            tracks.append(Track(series, conn, lambda _, run=run: run([[1]] * STRETCH)))
+        yield limits.tables, by_turns(lab, tracks, 40, STRETCH)
 
 
 CURVES = (

@@ -33,11 +33,12 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class State:
-    """What a database holds: `build` fills it, `tables` are the ones to audit."""
+    """What a database holds: `build` fills it, `tables` are the ones to audit, `finish` runs when a trail is there."""
 
     name: str
     tables: tuple
     build: Callable
+    finish: Callable | None = None
 
 
 class Lab:
@@ -99,6 +100,8 @@ class Lab:
             name = self._create(base)
             with self.connect(name, variant) as conn:
                 variant.install(conn, state.tables)
+                if state.finish and variant.audits:
+                    state.finish(conn)
             self._templates[key] = name
         return self._templates[key]
 

@@ -6,7 +6,8 @@ COLOURS = ("#0b5fa5", "#c2571a", "#4c7a2f")
 
 
 def draw(curves, path):
-    """`curves`: (Curve, points) pairs; each gets a panel with what audit_ext adds to the bare table, against x on a logarithmic scale."""
+    """`curves`: (Curve, points) pairs; each of several points gets a panel with what audit_ext adds to the bare table, against x on a
+    logarithmic scale."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -14,6 +15,7 @@ def draw(curves, path):
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "audit_ext", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False})
     from matplotlib import pyplot
 
+    curves = [(curve, points) for curve, points in curves if len(points) > 1]
     columns = 3
     rows = -(-len(curves) // columns)
     figure, panels = pyplot.subplots(rows, columns, figsize=(10, 2.6 * rows), squeeze=False)

@@ -66,7 +66,7 @@ def throughput(result):
     yield at_most(result.name, report.times_bare(result, OURS, "p99_ms")[0], P99, "times the bare p99 latency")
     found = result.waits[OURS]
     own = [str(wait) for wait, _ in waits.top(found) if wait.ours]
-    share = lambda counts: sum(part for wait, part in waits.top(counts, 100) if wait.event == "BufferContent")
+    share = lambda counts: sum(part for wait, part in waits.top(counts, 100) if wait.event in waits.PAGE_EVENTS)
     more = share(found) - share(result.waits[report.BARE])
     if more > PAGE_WAITS:
         own += [f"pages of {wait.target}" for wait, _ in waits.pinned(found) if wait.ours]

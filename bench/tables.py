@@ -66,6 +66,33 @@ def mixed_filled(rows):
     return State("mixed_filled", ("item",), build)
 
 
+def mixed_partitioned(rows, partitions):
+    """The mixed table with its rows, in partitions by hash of the key."""
+
+    def build(conn):
+        conn.execute(MIXED.format(name="item").rstrip() + " PARTITION BY HASH (id)")
+        for n in range(partitions):
+            conn.execute(f"CREATE TABLE item_{n} PARTITION OF item FOR VALUES WITH (MODULUS {partitions}, REMAINDER {n})")
+        conn.execute("INSERT INTO item " + MIXED_ROWS.format(first=1, last=rows))
+
+    return State(f"mixed_partitioned_{partitions}", ("item",), build)
+
+
+def log_partitioned(rows, partitions):
+    """The mixed table with its rows, and audit_ext's log in partitions of a month, the one in use among them."""
+
+    def finish(conn):
+        for table in ("event", "changeset"):
+            for n in range(partitions - 1):
+                months = [n - partitions // 2 + more for more in (0, 1)]
+                query = "SELECT (date_trunc('month', now()) + make_interval(months => %s))::text"
+                low, high = (conn.execute(query, [month]).fetchone()[0] for month in months)
+                conn.execute(f"CREATE TABLE audit.bench_{table}_{n} PARTITION OF audit.{table} FOR VALUES FROM ('{low}') TO ('{high}')")
+
+    filled = mixed_filled(rows)
+    return State(f"log_partitioned_{partitions}", filled.tables, filled.build, finish)
+
+
 WIDE_TYPES = (
     ("int", "n * {c} % 100000"),
     ("text", "'value ' || n % 1000"),

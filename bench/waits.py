@@ -1,10 +1,10 @@
 """What sessions wait for while pgbench runs, sampled from pg_stat_activity.
 
 A heavyweight lock names its relation in pg_locks; that of a transaction or a row is attributed to the
-table whose row the statement changes. A lightweight lock names nothing. For those on pages
-(BufferContent) the sampler also looks which pages several sessions have pinned at that moment, since
-who waits for a page has it pinned: a hint, since pages are also pinned side by side by sessions that do
-not wait. All other lightweight locks are the server's own, and none belongs to a relation.
+table whose row the statement changes. Waits for pages (BufferContent, BufferIO) name nothing. For them
+the sampler also looks which pages several sessions have pinned at that moment, since who waits for a
+page has it pinned: a hint, since pages are also pinned side by side by sessions that do not wait. All
+other lightweight locks are the server's own, and none belongs to a relation.
 """
 
 import re
@@ -14,7 +14,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 EVERY = 0.02
-PAGES_EVERY = 0.5
+PAGE_EVENTS = ("BufferContent", "BufferIO")
+PAGES_EVERY = 0.25
 """Seconds between looks at the pages: each reads the header of every buffer."""
 
 ACTIVITY = """
@@ -96,7 +97,7 @@ class Sampler:
             self.counts[ACTIVE] += len(found)
             self.counts.update(waits)
             is_due = self._sees_pages and time.monotonic() > looked + PAGES_EVERY
-            if is_due and any(wait.event == "BufferContent" for wait in waits):
+            if is_due and any(wait.event in PAGE_EVENTS for wait in waits):
                 looked = time.monotonic()
                 self.counts[LOOKS] += 1
                 self.counts.update(Wait(PINNED, "look", *self._relations.get(oid, ("", False))) for (oid,) in self._conn.execute(PAGES))

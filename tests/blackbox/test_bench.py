@@ -3,6 +3,8 @@ run through. Times are never tested."""
 
 import json
 import subprocess
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 import sys
 
 import pytest
@@ -93,6 +95,18 @@ def test_verdicts_of_throughput(own, verdicts):
 def test_steps_of_a_curve():
     assert growth.steps(1, 5_000) == [1, 10, 100, 1_000, 5_000]
     assert growth.steps(1, 120) == [1, 10, 100, 120]
+
+
+@pytest.mark.parametrize(
+    ("instructions", "hashing", "grown"),
+    [(1_055, 100, False), (1_056, 100, True), (900, 100, False), (1_000, 105, False), (1_000, 111, True)],
+)
+def test_growth_of_instruction_counts(instructions, hashing, grown):
+    loader = SourceFileLoader("instructions", str(BENCH / "instructions"))
+    program = module_from_spec(spec_from_loader("instructions", loader))
+    loader.exec_module(program)
+    now, kept = {"instructions": instructions, "hashing": hashing}, {"instructions": 1_000, "hashing": 100}
+    assert program.grown(now, kept, bare=1_000) == grown
 
 
 @pytest.mark.long
