@@ -25,6 +25,8 @@ def draw(curves, path):
             ys = [over_bare(values)[series] for _, values in points]
             panel.plot(xs, ys, marker="o", markersize=3, color=colour, label=series)
         panel.set_xscale("log")
+        panel.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+        panel.minorticks_off()
         panel.set_ylim(bottom=min(0, panel.get_ylim()[0]), top=max(panel.get_ylim()[1], 1) * 1.15)
         panel.set_title(curve.title, fontsize=8)
         panel.set_xlabel(curve.x)
