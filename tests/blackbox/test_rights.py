@@ -85,7 +85,7 @@ def test_log_can_neither_be_read_nor_written(conn, user):
         for statement in (
             "TABLE {}",
             "SELECT count(*) FROM {}",
-            "INSERT INTO {} SELECT * FROM {}",
+            "INSERT INTO {} OVERRIDING SYSTEM VALUE SELECT * FROM {}",
             "INSERT INTO {} DEFAULT VALUES",
             "DELETE FROM {}",
             "COPY {} TO STDOUT",
