@@ -25,6 +25,7 @@ mod pending;
 mod pg;
 mod policies;
 mod queue;
+mod random;
 mod store;
 mod suspension;
 mod tenants;
