@@ -78,11 +78,14 @@ def refused(session, *codes, writes=WRITES):
 # the extension itself.
 RELEASE = """
     ALTER EXTENSION audit_ext DROP VIEW audit.log;
+    ALTER EXTENSION audit_ext DROP VIEW audit.row_events;
+    ALTER EXTENSION audit_ext DROP VIEW audit.other_events;
+    ALTER EXTENSION audit_ext DROP VIEW audit.pending_events;
     ALTER EXTENSION audit_ext DROP FUNCTION audit.verify_event(uuid, int);
     ALTER EXTENSION audit_ext DROP FUNCTION audit.canonical(uuid, int);
     ALTER EXTENSION audit_ext DROP FUNCTION audit.canonical(uuid);
     ALTER EXTENSION audit_ext DROP FUNCTION audit.pending_changesets();
-    DROP VIEW audit.log;
+    DROP VIEW audit.log, audit.row_events, audit.other_events, audit.pending_events;
     DROP FUNCTION audit.verify_event, audit.canonical(uuid, int), audit.canonical(uuid), audit.pending_changesets;
     ALTER EXTENSION audit_ext DROP TABLE audit.event;
     ALTER EXTENSION audit_ext DROP TABLE audit.event_default;
