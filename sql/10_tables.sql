@@ -33,13 +33,19 @@ CREATE TABLE ledger (
     era               int         PRIMARY KEY,
     id                uuid        NOT NULL,
     system_identifier numeric     NOT NULL,
-    started_at        timestamptz NOT NULL
+    started_at        timestamptz NOT NULL,
+    timeline          bigint      NOT NULL,
+    database_id       oid         NOT NULL,
+    origin            text        NOT NULL
 );
-COMMENT ON TABLE ledger IS 'One row per cluster that this log has lived in. WAL positions and transaction ids start again in each, so records are ordered by era first.';
-COMMENT ON COLUMN ledger.era IS 'Counts the clusters, from 1.';
-COMMENT ON COLUMN ledger.id IS 'Identity of the log in this era.';
+COMMENT ON TABLE ledger IS 'One row per ledger: a new one begins where the log finds itself in another cluster, on another WAL timeline or in another database, since history can fork there and WAL positions and transaction ids may start again. Records are ordered by era first.';
+COMMENT ON COLUMN ledger.era IS 'Counts the ledgers, from 1.';
+COMMENT ON COLUMN ledger.id IS 'Identity of the ledger.';
 COMMENT ON COLUMN ledger.system_identifier IS 'The cluster''s system identifier, as pg_control_system() shows it.';
-COMMENT ON COLUMN ledger.started_at IS 'When the log was first written in that cluster.';
+COMMENT ON COLUMN ledger.started_at IS 'When the first record was written to it.';
+COMMENT ON COLUMN ledger.timeline IS 'WAL timeline: a promoted standby and a point-in-time recovery have another.';
+COMMENT ON COLUMN ledger.database_id IS 'The database''s oid.';
+COMMENT ON COLUMN ledger.origin IS 'Name of the ledger in its checkpoints.';
 
 CREATE TABLE relation (
     id           int         PRIMARY KEY,
@@ -92,16 +98,6 @@ CREATE TABLE changeset (
     context          jsonb
 ) PARTITION BY RANGE (occurred_at);
 CREATE TABLE changeset_default PARTITION OF changeset DEFAULT;
--- One BRIN index serves time, user, tenant, request and, through occurred_at, the changeset of an event, at the cost of
--- a page look-up per changeset: each btree would cost every transaction a tenth of what its whole record costs. The
--- writer gives no two changesets one id.
-CREATE INDEX changeset_context_idx ON changeset USING brin (
-        occurred_at, user_id text_bloom_ops, tenant_id text_bloom_ops, request_id text_bloom_ops)
-    WITH (pages_per_range = 16, autosummarize = on);
--- The range being filled is left without a summary: keeping one up to date costs more than all the rest.
-SELECT pg_catalog.brin_desummarize_range(indexrelid, 0)
-  FROM pg_catalog.pg_index JOIN pg_catalog.pg_class c ON c.oid = indexrelid
- WHERE indrelid = 'changeset_default'::pg_catalog.regclass AND c.relkind = 'i';
 COMMENT ON TABLE changeset IS 'The events of one transaction under one context: who, from where, why. Written at commit; append-only.';
 COMMENT ON COLUMN changeset.occurred_at IS 'Clock time of the first event, the same instant as in id.';
 COMMENT ON COLUMN changeset.position IS 'WAL insert position just before commit. ORDER BY era, position NULLS LAST, command, seq reads the versions of each row in the order in which they came into being.';
@@ -147,10 +143,6 @@ CREATE TABLE event (
     resource     text
 ) PARTITION BY RANGE (occurred_at);
 CREATE TABLE event_default PARTITION OF event DEFAULT;
--- Not deduplicated: that costs a bulk statement more than the bytes it saves.
-CREATE INDEX event_changeset_id_idx ON event (changeset_id) WITH (deduplicate_items = off);
--- The row's key first: it nearly always decides a comparison alone.
-CREATE INDEX event_resource_id_idx ON event (resource_id, relation_id);
 -- Records over 2 kB are compressed. Where the server has lz4, with that: pglz takes half of the cost of recording a wide row.
 DO $$
 DECLARE
@@ -166,7 +158,7 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON TABLE event IS 'One recorded fact: a row change, a failure, an application action. Written by the statement that it records; append-only.';
+COMMENT ON TABLE event IS 'One recorded fact: a row change, a failure, an application action. Written in the transaction that it records; append-only.';
 COMMENT ON COLUMN event.occurred_at IS 'The changeset''s occurred_at.';
 COMMENT ON COLUMN event.seq IS 'Counts the events of the transaction, from 0, without gaps.';
 COMMENT ON COLUMN event.command IS 'Command id that made the row version: cmin of the new one, cmax of a deleted one.';

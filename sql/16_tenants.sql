@@ -48,8 +48,7 @@ BEGIN
         SELECT p.oid FROM pg_proc p
          WHERE p.pronamespace = 'audit'::regnamespace
            AND p.proname IN ('bound_tenants', 'tenant_visible', 'fenced', 'pending_changesets', 'changeset_time', 'note_read',
-                             'uncatalogued_actions', 'action_rule_errors', 'get_logs', 'count_logs', 'user_activity', 'tenant_activity', 'failed_logins',
-                             'security_events', 'statistics', 'history', 'row_as_of', 'diff')
+                             'uncatalogued_actions', 'action_rule_errors')
     LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', f, role);
     END LOOP;

@@ -1,4 +1,4 @@
--- Trigger functions, what is written in SQL, the view, and who may call what.
+-- Trigger functions, what is written in SQL, the view, and who may be let to read and to administrate.
 
 CREATE FUNCTION capture() RETURNS trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'audit_capture';
@@ -22,12 +22,12 @@ DO $$
 DECLARE
     t text;
 BEGIN
-    FOREACH t IN ARRAY '{changeset,event,relation,ledger}'::text[] LOOP
+    FOREACH t IN ARRAY '{changeset,event,relation,ledger,entry,tile,checkpoint,cosignature,erasure}'::text[] LOOP
         EXECUTE format('CREATE TRIGGER append_only_row BEFORE UPDATE OR DELETE ON audit.%I
                             FOR EACH ROW EXECUTE FUNCTION audit.append_only()', t);
         EXECUTE format('ALTER TABLE audit.%I ENABLE ALWAYS TRIGGER append_only_row', t);
     END LOOP;
-    FOREACH t IN ARRAY '{changeset,changeset_default,event,event_default,relation,ledger}'::text[] LOOP
+    FOREACH t IN ARRAY '{changeset,changeset_default,event,event_default,relation,ledger,entry,tile,checkpoint,cosignature,erasure}'::text[] LOOP
         EXECUTE format('CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit.%I
                             FOR EACH STATEMENT EXECUTE FUNCTION audit.append_only()', t);
         EXECUTE format('ALTER TABLE audit.%I ENABLE ALWAYS TRIGGER append_only', t);
@@ -59,7 +59,8 @@ BEGIN ATOMIC
                r.schema_name, r.table_name, e.operation, e.action, e.status, e.resource, e.resource_id,
                e.row_image, e.old_values, e.details)::text
       FROM audit.event e LEFT JOIN audit.relation r ON r.id = e.relation_id
-     WHERE e.changeset_id = canonical.changeset_id AND e.seq = canonical.seq;
+     WHERE e.occurred_at = audit.changeset_time(canonical.changeset_id)
+       AND e.changeset_id = canonical.changeset_id AND e.seq = canonical.seq;
 END;
 COMMENT ON FUNCTION canonical(uuid, int) IS 'Text that an event''s checksum is taken over, after its salt: docs/format.md. NULL where there is no such event.';
 
@@ -90,11 +91,15 @@ BEGIN ATOMIC
                        || pg_catalog.convert_to(audit.canonical(c.id), 'UTF8'))
                    AND (SELECT pg_catalog.count(*) = c.event_count
                                AND audit.merkle_root(pg_catalog.array_agg(m.checksum ORDER BY m.seq)) = c.events_root
-                          FROM audit.event m WHERE m.changeset_id = c.id))
+                          FROM audit.event m WHERE m.changeset_id = c.id AND m.occurred_at = c.occurred_at)
+                   AND NOT EXISTS (SELECT FROM audit.entry n
+                                    WHERE n.changeset_id = c.id AND n.checksum <> c.checksum))
       FROM audit.event e JOIN audit.changeset c ON c.id = e.changeset_id AND c.occurred_at = e.occurred_at
-     WHERE e.changeset_id = verify_event.changeset_id AND e.seq = verify_event.seq;
+     WHERE e.changeset_id = verify_event.changeset_id AND e.seq = verify_event.seq
+       AND e.occurred_at = audit.changeset_time(verify_event.changeset_id)
+       AND c.occurred_at = audit.changeset_time(verify_event.changeset_id);
 END;
-COMMENT ON FUNCTION verify_event(uuid, int) IS 'Whether an event is as it was written: its checksum, its changeset''s, and its place in the changeset''s Merkle root. False where there is no such event.';
+COMMENT ON FUNCTION verify_event(uuid, int) IS 'Whether an event is as it was written: its checksum, its changeset''s, its place in the changeset''s Merkle root, and the changeset''s entry in the Merkle log if it is sealed. False where there is no such event.';
 
 -- What people query, in three parts, so that each is planned by itself. They restrict what is read, by tenant (16_tenants.sql),
 -- and are barriers: conditions that could tell of rows they refuse wait until those are gone. Time alone is not fenced: it
@@ -137,7 +142,7 @@ BEGIN
                     (19, 'request_id', 'c.request_id'), (20, 'session_id', 'c.session_id'), (21, 'reason', 'c.reason'),
                     (22, 'context', 'c.context'), (23, 'session_role', 'c.session_role'), (24, 'effective_role', 'c.effective_role'),
                     (25, 'application_name', 'c.application_name'), (26, 'client_addr', 'c.client_addr'), (27, 'xid', 'c.xid'),
-                    (28, 'checksum', 'e.checksum')
+                    (28, 'checksum', 'e.checksum'), (29, 'relation_id', 'e.relation_id'), (30, 'event_at', 'e.occurred_at')
                ) AS shown (n, name, expression)),
             part.source, part.condition);
         EXECUTE pg_catalog.format('COMMENT ON VIEW audit.%I IS %L', part.name, part.comment);
@@ -164,6 +169,17 @@ AS $$
 $$;
 COMMENT ON FUNCTION uncatalogued_actions(timestamptz) IS 'Actions that were recorded since then, and that audit.action does not list. NULL: ever.';
 
+CREATE FUNCTION grant_functions(role regrole, names text[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    EXECUTE (SELECT format('GRANT EXECUTE ON FUNCTION %s TO %s', string_agg(p.oid::regprocedure::text, ', '), role)
+               FROM pg_proc p WHERE p.pronamespace = 'audit'::regnamespace AND p.proname = ANY (names));
+END
+$$;
+COMMENT ON FUNCTION grant_functions(regrole, text[]) IS 'Lets a role call functions of this extension, given by their names.';
+
 CREATE FUNCTION action_rule_errors(
         since timestamptz DEFAULT now() - interval '7 days',
         OUT rule int, OUT sqlstate text, OUT resource text, OUT events bigint, OUT first_at timestamptz, OUT last_at timestamptz)
@@ -184,8 +200,11 @@ CREATE FUNCTION grant_reader(role regrole) RETURNS void
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    EXECUTE format('GRANT SELECT ON audit.log, audit.changeset, audit.event, audit.relation, audit.ledger, audit.policy, audit.schema_policy, audit.action, audit.action_rule, audit.tenant_reader TO %s', role);
-    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.pending_changesets(), audit.changeset_time(uuid), audit.canonical(uuid, int), audit.canonical(uuid), audit.verify_event(uuid, int), audit.merkle_root(bytea[]), audit.uncatalogued_actions(timestamptz), audit.action_rule_errors(timestamptz), audit.note_read(text, jsonb), audit.bound_tenants(), audit.tenant_visible(text), audit.fenced(anyelement, text) TO %s', role);
+    EXECUTE format('GRANT SELECT ON audit.log, audit.changeset, audit.event, audit.relation, audit.ledger, audit.entry, audit.tile, audit.checkpoint, audit.cosignature, audit.erasure, audit.policy, audit.schema_policy, audit.action, audit.action_rule, audit.stats, audit.tenant_reader TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.pending_changesets(), audit.changeset_time(uuid), audit.canonical(uuid, int), audit.canonical(uuid), audit.canonical_relation(audit.relation), audit.canonical_ledger(audit.ledger), audit.canonical_seal(text, bigint, timestamptz, xid8, xid8, text), audit.checksum_of(text), audit.verify_event(uuid, int), audit.verify(timestamptz, timestamptz, text), audit.verify_contents(timestamptz, timestamptz), audit.erased(), audit.verify_changesets(timestamptz, timestamptz), audit.verify_entries(timestamptz, timestamptz), audit.verify_tree(text), audit.prove(uuid, int), audit.prove_consistency(bigint), audit.merkle_root(bytea[]), audit.uncatalogued_actions(timestamptz), audit.note_read(text, jsonb), audit.action_rule_errors(timestamptz), audit.queue_state(), audit.bound_tenants(), audit.tenant_visible(text), audit.fenced(anyelement, text) TO %s', role);
+    EXECUTE format('GRANT SELECT ON audit.log_changeset, audit.log_event TO %s', role);
+    PERFORM audit.grant_functions(role, '{get_logs,count_logs,user_activity,tenant_activity,failed_logins,statistics,security_events,
+        required,log_filter,log_place,log_cursor,log_partitions,log_windows,next_events,next_changesets,instant_among}');
 END
 $$;
 COMMENT ON FUNCTION grant_reader(regrole) IS 'Lets a role read the log and check its records.';
@@ -195,7 +214,7 @@ CREATE FUNCTION grant_admin(role regrole) RETURNS void
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean, text), audit.disable(regclass), audit.enable_schema(regnamespace, boolean, text[], text[], text, text[], boolean, boolean, text), audit.disable_schema(regnamespace), audit.add_action_rule(regclass, text, text, text[], text, int), audit.drop_action_rule(int) TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean, text), audit.disable(regclass), audit.enable_schema(regnamespace, boolean, text[], text[], text, text[], boolean, boolean, text), audit.disable_schema(regnamespace), audit.seal(boolean), audit.add_cosignature(text), audit.erase(regclass, text, text), audit.erase_user(text, text), audit.add_action_rule(regclass, text, text, text[], text, int), audit.drop_action_rule(int) TO %s', role);
     EXECUTE format('GRANT SELECT ON audit.policy, audit.schema_policy, audit.action, audit.action_rule TO %s', role);
     EXECUTE format('GRANT INSERT, UPDATE, DELETE ON audit.action TO %s', role);
 END
@@ -209,21 +228,12 @@ COMMENT ON FUNCTION disable_schema(regnamespace) IS 'Ends auditing of the tables
 COMMENT ON FUNCTION set_context(text, text, text, text, inet, text, text, jsonb, boolean) IS 'Sets the context: who, for whom, from where, why. NULL leaves a value as it is, the empty string clears it. For the transaction, or with is_local => false for the session. Errors: 22023 for a value that is too long or malformed.';
 COMMENT ON FUNCTION clear_context() IS 'Clears the context of the transaction and of the session.';
 COMMENT ON FUNCTION client_ip(text, text, inet, inet[]) IS 'Address of the client behind proxies: the right-most address of X-Forwarded-For that is no trusted proxy, considered only where the connection comes from one.';
+COMMENT ON FUNCTION seal(boolean) IS 'Appends the changesets of all finished transactions older than any that is under way to the Merkle log, and publishes a checkpoint: a row, NOTIFY audit_checkpoint, a line of the server log. Returns the number of entries. With everything => true, looks at all changesets and not only at recent ones. Errors: 25001 with a shared snapshot, 25006 on a standby, F0000 where the signing key cannot be used, XX001 where the log was altered.';
+COMMENT ON FUNCTION erase(regclass, text, text) IS 'Erases what the log holds of a row: images, details, key and salt of the events under that resource_id. Their checksums stay, and an event audit.erased says what was erased and why. Returns the number of events. Copies in WAL, backups and until the next VACUUM in the table''s files are not reached. Errors: XX001 where a record was altered.';
+COMMENT ON FUNCTION erase_user(text, text) IS 'Erases the context of a user''s changesets (user, request, session, addresses, user agent, reason, context, statement, application name), their salts, and details of what the application reported under it. Row images are erased by key: audit.erase. An event audit.erased says what was erased and why. Returns the number of changesets. Errors: XX001 where a record was altered.';
+COMMENT ON FUNCTION prove(uuid, int) IS 'A proof that an event is in the log, for somebody who does not have the log: C2SP tlog-proof with the event, its changeset and the path between them in the extra line. Errors: P0002 without such an event, 55000 where it is not sealed yet or was erased, XX001 where it was altered.';
+COMMENT ON FUNCTION prove_consistency(bigint) IS 'A proof that the current ledger, when it had that many entries, was the beginning of what its last checkpoint tells of: old size, hashes, checkpoint, as C2SP tlog-witness has it. Errors: 22023 for a size that the ledger never had.';
+COMMENT ON FUNCTION add_cosignature(text) IS 'Stores the cosignatures on a checkpoint by the witnesses of audit.witness_keys. Returns how many are new. Errors: 22023 where there is no such checkpoint, no known witness has signed, or a signature does not hold.';
+COMMENT ON FUNCTION verify_changesets(timestamptz, timestamptz) IS 'Part of audit.verify: the events of each changeset against its event_count and events_root.';
+COMMENT ON FUNCTION verify_tree(text) IS 'Part of audit.verify: the entries of each ledger against its tiles and checkpoints, and against a checkpoint that was kept.';
 COMMENT ON FUNCTION merkle_root(bytea[]) IS 'Merkle tree hash of RFC 6962 over 32-byte checksums.';
-
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA audit FROM PUBLIC;
-REVOKE ALL ON log, row_events, other_events, pending_events FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION set_context(text, text, text, text, inet, text, text, jsonb, boolean), clear_context(), client_ip(text, text, inet, inet[]) TO PUBLIC;
--- Applications report what happens in them.
-GRANT EXECUTE ON FUNCTION log_event(text, text, text, jsonb, text, boolean), log_login(text, jsonb), log_login_failed(text, text, jsonb), log_logout(text, jsonb) TO PUBLIC;
--- PostgreSQL asks for this right when a partition's owner makes a partition of an audited table, and clones the trigger.
-GRANT EXECUTE ON FUNCTION capture() TO PUBLIC;
-
--- Last, so that they do not see this script.
-CREATE EVENT TRIGGER audit_ddl_command_end ON ddl_command_end
-    WHEN TAG IN ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'ALTER TABLE', 'CREATE FOREIGN TABLE',
-                 'ALTER FOREIGN TABLE', 'CREATE SCHEMA', 'ALTER SCHEMA', 'IMPORT FOREIGN SCHEMA')
-    EXECUTE FUNCTION ddl_command_end();
-ALTER EVENT TRIGGER audit_ddl_command_end ENABLE ALWAYS;
-CREATE EVENT TRIGGER audit_sql_drop ON sql_drop EXECUTE FUNCTION sql_drop();
-ALTER EVENT TRIGGER audit_sql_drop ENABLE ALWAYS;

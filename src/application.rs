@@ -8,7 +8,7 @@ use crate::context::{Context, Key, Keys};
 use crate::error::Error;
 use crate::pg::session;
 use crate::transaction::{self, Event, Image};
-use crate::{actions, gucs, suspension};
+use crate::{actions, gucs, isolated, suspension};
 
 /// Longest resource and key, in bytes: they go into an index, whose entries end at 2,700.
 const MAX_NAME: usize = 1024;
@@ -32,11 +32,24 @@ impl<'a> Report<'a> {
 
 /// Records an application's event, visible to the next statement.
 pub fn log(report: &Report) -> Result<(), Error> {
+    write(report, check(report)?, Subject::Context)
+}
+
+/// Records an application's event in a transaction of its own: see `isolated.rs`.
+pub fn log_isolated(report: &Report) -> Result<(), Error> {
+    let details = check(report)?.jsonb()?;
+    if !gucs::enabled() {
+        suspension::note_event();
+        return Ok(());
+    }
+    isolated::log(&event(report, details.as_ref()))
+}
+
+fn check(report: &Report) -> Result<Details, Error> {
     actions::check(report.action)?;
     check_length("resource", report.resource, MAX_NAME)?;
     check_length("resource_id", report.resource_id, MAX_NAME)?;
-    let details = Details::new(report.details)?;
-    write(report, details, Subject::Context)
+    Details::new(report.details)
 }
 
 /// Records an event of a user's account: a login, its failure, a logout. The event is that of `user`, whoever the context
@@ -94,8 +107,7 @@ fn write(report: &Report, details: Details, subject: Subject) -> Result<(), Erro
     if session::is_standby() {
         return Err(Error::OnStandby);
     }
-    record(report, details, subject)?;
-    transaction::flush()
+    record(report, details, subject)
 }
 
 fn record(report: &Report, details: Details, subject: Subject) -> Result<(), Error> {
@@ -104,27 +116,23 @@ fn record(report: &Report, details: Details, subject: Subject) -> Result<(), Err
         Subject::User(user) => transaction::begin_event_as(Origin::Application, &Context::with(Key::UserId, user)?)?,
     };
     suspension::record()?;
-    let details = details.0.map(|text| jsonb(&text)).transpose()?;
-    let present = |value: Option<&'_ [u8]>| value.filter(|value| !value.is_empty()).map(<[u8]>::to_vec);
-    let (resource, resource_id) = (present(report.resource), present(report.resource_id));
-    transaction::record(&Event {
+    transaction::record(&event(report, details.jsonb()?.as_ref()))
+}
+
+fn event<'a>(report: &Report<'a>, details: Option<&'a Writer>) -> Event<'a> {
+    let present = |value: Option<&'a [u8]>| value.filter(|value| !value.is_empty());
+    Event {
         layout: None,
         operation: Operation::Application,
         status: report.status,
         command: session::current_command(),
         action: Some(report.action),
-        resource: resource.as_deref(),
-        resource_id: resource_id.as_deref(),
+        resource: present(report.resource),
+        resource_id: present(report.resource_id),
         row_image: None,
         old_values: None,
-        details: details.as_ref().map(Image::of),
-    })
-}
-
-fn jsonb(text: &[u8]) -> Result<Writer, Error> {
-    let mut writer = Writer::new();
-    writer.json(text)?;
-    Ok(writer)
+        details: details.map(Image::of),
+    }
 }
 
 fn check_length(argument: &str, value: Option<&[u8]>, limit: usize) -> Result<(), Error> {
@@ -150,6 +158,13 @@ impl Details {
             }),
             text => Ok(Details(text.map(<[u8]>::to_vec))),
         }
+    }
+
+    fn jsonb(&self) -> Result<Option<Writer>, Error> {
+        let Some(text) = &self.0 else { return Ok(None) };
+        let mut writer = Writer::new();
+        writer.json(text)?;
+        Ok(Some(writer))
     }
 
     /// Adds a member; it replaces one of the same name, since of duplicate keys the last one counts.

@@ -110,7 +110,7 @@ pub fn truncate(layout: &Layout) -> Result<(), Error> {
     }
     suspension::record()?;
     transaction::record(&Event {
-        layout: Some(layout),
+        layout: Some(layout.named()),
         operation: Operation::Truncate,
         status: Status::Success,
         command: session::current_command(),
@@ -167,7 +167,7 @@ fn write(layout: &Layout, change: &Change, scratch: &mut Scratch) -> Result<(), 
     }
 
     transaction::record(&Event {
-        layout: Some(layout),
+        layout: Some(layout.named()),
         operation: change.operation,
         status: Status::Success,
         command: change.command,

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use audit_core::canonical::{self, ContextRecord};
 use audit_core::context::{check_string, parse_inet};
 use audit_core::jsonb::Writer;
 
@@ -70,15 +71,25 @@ impl Keys {
     }
 }
 
-/// The values in force. Empty ones are absent.
+/// The settings' values, in the order of the keys. Empty ones are absent.
+pub type Values = [Option<Vec<u8>>; CONTEXT_SETTINGS.len()];
+
+/// The values in force.
+pub fn current_values() -> Values {
+    std::array::from_fn(|i| CONTEXT_SETTINGS[i].get())
+}
+
+/// The values in force, taken apart.
 #[derive(Default)]
 pub struct Context {
-    values: [Option<Vec<u8>>; CONTEXT_SETTINGS.len()],
+    values: Values,
     pub present: Keys,
     /// The address as an inet's payload, and as its text.
     pub ip_address: Option<(Vec<u8>, Vec<u8>)>,
     /// The further keys as JSONB, and as its text.
     pub further: Option<Writer>,
+    /// These fields in the canonical text of a changeset.
+    pub canonical: Vec<u8>,
 }
 
 impl PartialEq for Context {
@@ -122,7 +133,7 @@ impl Context {
         if let Some(context) = last {
             return Ok(context);
         }
-        let context = Rc::new(Context::read()?);
+        let context = Rc::new(Context::of(current_values())?);
         LAST.with_borrow_mut(|last| *last = Some((generation, context.clone())));
         Ok(context)
     }
@@ -141,14 +152,15 @@ impl Context {
             return Ok(Derived { generation: base, base, context: current });
         }
         check_string(value).map_err(Error::Context)?;
-        let mut context = Context::read()?;
-        context.values[key as usize] = Some(value.to_vec());
-        context.present.add(key);
+        let mut values = current_values();
+        values[key as usize] = Some(value.to_vec());
+        let context = Context::of(values)?;
         Ok(DERIVED.with_borrow_mut(|derived| derived.keep(base, key, value, context)))
     }
 
-    fn read() -> Result<Self, Error> {
-        let mut context = Context { values: std::array::from_fn(|i| CONTEXT_SETTINGS[i].get()), ..Context::default() };
+    /// What the settings of a session said.
+    pub fn of(values: Values) -> Result<Self, Error> {
+        let mut context = Context { values, ..Context::default() };
         for (_, key) in REQUIRABLE {
             if context.get(key).is_some() {
                 context.present.add(key);
@@ -165,7 +177,23 @@ impl Context {
             object.json(json)?;
             context.further = Some(object);
         }
+        let mut text = Vec::new();
+        canonical::context(&context.record(), &mut text)?;
+        context.canonical = text;
         Ok(context)
+    }
+
+    fn record(&self) -> ContextRecord<'_> {
+        ContextRecord {
+            user_id: self.get(Key::UserId),
+            tenant_id: self.get(Key::TenantId),
+            request_id: self.get(Key::RequestId),
+            session_id: self.get(Key::SessionId),
+            ip_address: self.ip_address.as_ref().map(|(_, text)| text.as_slice()),
+            user_agent: self.get(Key::UserAgent),
+            reason: self.get(Key::Reason),
+            context: self.further.as_ref().map(Writer::text),
+        }
     }
 
     pub fn get(&self, key: Key) -> Option<&[u8]> {

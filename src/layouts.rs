@@ -23,6 +23,7 @@ use crate::{store, transaction};
 
 /// How a table's rows are recorded.
 pub struct Layout {
+    pub oid: Oid,
     pub relation_id: i32,
     pub schema: Vec<u8>,
     pub table: Vec<u8>,
@@ -47,6 +48,21 @@ pub struct Layout {
     pub rules: Option<Rules>,
     stale: Cell<bool>,
     _memory: LayoutMemory,
+}
+
+/// A table as its records name it.
+#[derive(Clone, Copy)]
+pub struct Table<'a> {
+    pub oid: Oid,
+    pub relation_id: i32,
+    pub schema: &'a [u8],
+    pub name: &'a [u8],
+}
+
+impl Layout {
+    pub fn named(&self) -> Table<'_> {
+        Table { oid: self.oid, relation_id: self.relation_id, schema: &self.schema, name: &self.table }
+    }
 }
 
 pub struct Column {
@@ -100,6 +116,8 @@ thread_local! {
     static LAST: RefCell<Option<(u32, Rc<Layout>)>> = const { RefCell::new(None) };
 }
 
+pub use catalog::table_oid as find_table;
+
 /// The table's layout.
 pub fn get(relation: Relation, capture: Oid) -> Result<Rc<Layout>, Error> {
     let oid = relation.oid().to_u32();
@@ -139,6 +157,42 @@ pub fn invalidate(relation: Option<Oid>) {
     });
 }
 
+/// An audited table as the catalog and the log know it, found without a lock on it.
+pub struct Known {
+    pub oid: Oid,
+    pub relation_id: i32,
+    pub schema: Vec<u8>,
+    pub name: Vec<u8>,
+    pub resource: Vec<u8>,
+    /// Whether its policy keeps columns, or what is in them, out of the log.
+    pub hides_columns: bool,
+}
+
+/// The table with its latest layout; `None` where it is not audited.
+pub fn known(oid: Oid) -> Result<Option<Known>, Error> {
+    let mut policy = None;
+    let read = |row: &Row| policy = Some(Policy::from_row(row));
+    catalog::scan(&store::POLICY, c"policy_pkey", policy_column::TARGET, oid, read)?;
+    let Some(policy) = policy else { return Ok(None) };
+    let hides_columns = !policy.excluded.is_empty() || !policy.masked.is_empty();
+    let mut latest: Option<Known> = None;
+    catalog::scan(&store::RELATION, c"relation_relid_idx", relation_column::RELID, oid, |row| {
+        let relation_id = row.int4(relation_column::ID).unwrap_or_default();
+        if latest.as_ref().is_none_or(|latest| latest.relation_id < relation_id) {
+            let text = |column| row.bytes(column).unwrap_or_default();
+            latest = Some(Known {
+                oid,
+                relation_id,
+                schema: text(relation_column::SCHEMA_NAME),
+                name: text(relation_column::TABLE_NAME),
+                resource: text(relation_column::RESOURCE),
+                hides_columns,
+            });
+        }
+    })?;
+    Ok(latest)
+}
+
 fn build(relation: Relation, capture: Oid) -> Result<Layout, Error> {
     let description = relation.describe(capture);
     let policy = policy_for(&description)?;
@@ -171,6 +225,7 @@ fn build(relation: Relation, capture: Oid) -> Result<Layout, Error> {
     let rules = Rules::load(relation, &description.columns, &memory)?;
 
     Ok(Layout {
+        oid: description.oid,
         relation_id: relation_id(&description)?,
         schema: description.schema,
         table: description.table,

@@ -11,7 +11,7 @@ use crate::pg::env::{self, Env};
 use crate::pg::relation::{self, Opened, with_descendants};
 use crate::pg::session::{self, AsOwner};
 use crate::pg::{report, table_triggers};
-use crate::{layouts, store, trigger};
+use crate::{failures, layouts, store, trigger};
 
 mod actions;
 mod rules;
@@ -82,6 +82,8 @@ pub struct Acting {
 impl Acting {
     pub fn begin() -> Result<Self, Error> {
         let capture = relation::capture_function().ok_or(Error::NotInstalled)?;
+        // Failures are reported from now on, if not already.
+        failures::extension_is_here();
         Ok(Acting { _owner: AsOwner::begin()?, _environment: env::enter(Env::Settings), capture })
     }
 

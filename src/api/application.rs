@@ -19,10 +19,8 @@ fn log_event(
     isolated: default!(Option<bool>, "false"),
 ) {
     let action = required("action", action);
-    if isolated.unwrap_or(false) {
-        report::raise(Error::IsolatedNotAvailable);
-    }
-    report::ok(application::log(&Report {
+    let log = if isolated.unwrap_or(false) { application::log_isolated } else { application::log };
+    report::ok(log(&Report {
         resource: bytes(&resource),
         resource_id: bytes(&resource_id),
         details: details.as_ref().map(|details| details.0.as_slice()),

@@ -11,6 +11,7 @@ use super::condition::{Condition, Rows};
 use super::encode::Encoder;
 use super::env::{self, Env};
 use super::generated::VirtualColumns;
+use super::unguarded;
 
 /// A table as it is now.
 pub struct Description {
@@ -349,7 +350,8 @@ impl<'a> Row<'a> {
         unsafe {
             let count = (*(*slot).tts_tupleDescriptor).natts;
             if i32::from((*slot).tts_nvalid) < count {
-                pg_sys::slot_getsomeattrs_int(slot, count);
+                // Fails for no slot that holds a tuple: it reads the tuple's bytes.
+                unguarded::slot_getsomeattrs_int(slot, count);
             }
             Row {
                 values: std::slice::from_raw_parts((*slot).tts_values, count as usize),

@@ -9,6 +9,7 @@ use crate::error::Error;
 /// Raises the error. Unwinds to the entry point, where pgrx hands it to PostgreSQL.
 #[track_caller]
 pub fn raise(error: Error) -> ! {
+    crate::alerts::note(&error);
     let mut report = ErrorReport::new(error.sqlstate(), error.to_string(), "audit_ext");
     if let Some(detail) = error.detail() {
         report = report.set_detail(detail);
@@ -30,11 +31,25 @@ pub fn ok<T>(result: Result<T, Error>) -> T {
     }
 }
 
-/// A line in the server log, with SQLSTATE 00000.
+/// A line in the server log, with SQLSTATE 00000. An empty hint is none.
 pub fn log(message: String, hint: &str) {
+    let report =
+        ErrorReport::new(pg_sys::errcodes::PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, message, "audit_ext");
+    let report = if hint.is_empty() { report } else { report.set_hint(hint) };
+    report.report(PgLogLevel::LOG);
+}
+
+/// Tells the client, and the server log, what went wrong without an error.
+pub fn warn(warning: &Error, detail: &str) {
+    ErrorReport::new(warning.sqlstate(), warning.to_string(), "audit_ext")
+        .set_detail(detail)
+        .report(PgLogLevel::WARNING);
+}
+
+/// A NOTICE to the client.
+pub fn notice(message: String) {
     ErrorReport::new(pg_sys::errcodes::PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, message, "audit_ext")
-        .set_hint(hint)
-        .report(PgLogLevel::LOG);
+        .report(PgLogLevel::NOTICE);
 }
 
 /// Tells whoever changes a table that a rule's condition cannot be evaluated any more.

@@ -1,12 +1,12 @@
 //! Facts of the session and the transaction.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::ffi::CStr;
 use std::rc::Rc;
 
 use pgrx::pg_sys;
 
-use super::catalog;
+use super::{catalog, unguarded};
 use crate::error::Error;
 
 /// This library's version: the extension in the database must be of the same.
@@ -17,18 +17,6 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub fn switch_off_backtraces() {
     // SAFETY: called when the library is loaded, by a process with one thread.
     unsafe { std::env::set_var("RUST_LIB_BACKTRACE", "0") };
-}
-
-/// Functions that read a variable of the backend and cannot fail: without the guard for errors, which costs more than
-/// they do and is paid for each row.
-mod unguarded {
-    use pgrx::pg_sys;
-
-    unsafe extern "C-unwind" {
-        pub fn GetSessionUserId() -> pg_sys::Oid;
-        pub fn GetUserId() -> pg_sys::Oid;
-        pub fn GetCurrentSubTransactionId() -> pg_sys::SubTransactionId;
-    }
 }
 
 /// Who the change is made as: the session's role and the one in effect.
@@ -43,45 +31,26 @@ pub fn roles() -> Roles {
     unsafe { Roles { session: unguarded::GetSessionUserId(), effective: unguarded::GetUserId() } }
 }
 
-thread_local! {
-    static ROLE_NAMES: RefCell<Vec<(pg_sys::Oid, Rc<[u8]>)>> = const { RefCell::new(Vec::new()) };
-}
-
 /// A role's name; its oid as text where it was dropped meanwhile.
 pub fn role_name(role: pg_sys::Oid) -> Rc<[u8]> {
-    let known =
-        ROLE_NAMES.with_borrow(|names| names.iter().find(|(oid, _)| *oid == role).map(|(_, name)| name.clone()));
-    if let Some(name) = known {
-        return name;
-    }
     // SAFETY: a catalog look-up that gives null for an unknown role.
-    let name: Rc<[u8]> = unsafe {
+    unsafe {
         let name = pg_sys::GetUserNameFromId(role, true);
         if name.is_null() {
             role.to_u32().to_string().as_bytes().into()
         } else {
             CStr::from_ptr(name).to_bytes().into()
         }
-    };
-    ROLE_NAMES.with_borrow_mut(|names| names.push((role, name.clone())));
-    name
+    }
 }
 
-/// PostgreSQL's word that roles may have changed.
-pub fn forget_role_names() {
-    ROLE_NAMES.with(|names| {
-        // Borrowed only between calls into PostgreSQL, so it is free here.
-        if let Ok(mut names) = names.try_borrow_mut() {
-            names.clear();
-        }
-    });
-}
-
-pub fn application_name() -> Vec<u8> {
-    // SAFETY: the variable is a C string, or null before it is set.
+/// The application's name until it is next set; empty where there is none.
+pub fn application_name() -> &'static [u8] {
+    // SAFETY: the variable is a C string, or null before it is set. The caller keeps the text for no longer than until
+    // PostgreSQL runs again.
     unsafe {
         let name = pg_sys::application_name;
-        if name.is_null() { Vec::new() } else { CStr::from_ptr(name).to_bytes().to_vec() }
+        if name.is_null() { b"" } else { CStr::from_ptr(name).to_bytes() }
     }
 }
 
@@ -126,10 +95,53 @@ pub fn client() -> Option<(std::net::IpAddr, u16)> {
     }
 }
 
+/// Sends a notification when this transaction is committed.
+pub fn notify(channel: &CStr, payload: &CStr) {
+    unsafe extern "C-unwind" {
+        // commands/async.h; not in pgrx's bindings.
+        fn Async_Notify(channel: *const std::ffi::c_char, payload: *const std::ffi::c_char);
+    }
+    // SAFETY: both are C strings. The boundary turns an ERROR into a panic; nothing with a destructor lives inside it.
+    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| Async_Notify(channel.as_ptr(), payload.as_ptr())) };
+}
+
+/// The setting search_path.
+pub fn search_path() -> Vec<u8> {
+    // SAFETY: the variable is a C string, or null before it is set.
+    unsafe {
+        let path = pg_sys::namespace_search_path;
+        if path.is_null() { Vec::new() } else { CStr::from_ptr(path).to_bytes().to_vec() }
+    }
+}
+
+/// Calls `body` with the names of database and role that the client asked for.
+pub fn with_login_names(body: impl FnOnce(&[u8], &[u8])) {
+    // SAFETY: the port structure, where there is one, holds C strings, or null before the client's first packet is read.
+    unsafe {
+        let port = pg_sys::libpq::be::MyProcPort;
+        if !port.is_null() && !(*port).database_name.is_null() && !(*port).user_name.is_null() {
+            let text = |text| CStr::from_ptr(text).to_bytes();
+            body(text((*port).database_name), text((*port).user_name));
+        }
+    }
+}
+
+/// Whether this process serves a client.
+pub fn has_client() -> bool {
+    // SAFETY: a read of a backend variable.
+    unsafe { !pg_sys::libpq::be::MyProcPort.is_null() }
+}
+
+/// When this process started, as `clock` counts.
+pub fn started_at() -> i64 {
+    // SAFETY: a read of a backend variable.
+    unsafe { pg_sys::MyStartTimestamp }
+}
+
 /// The clock, in microseconds since 2000-01-01 as PostgreSQL counts.
 pub fn clock() -> i64 {
     // SAFETY: reads the clock.
-    unsafe { pg_sys::GetCurrentTimestamp() }
+    unsafe { unguarded::GetCurrentTimestamp() }
 }
 
 /// PostgreSQL's time in microseconds since the Unix epoch.
@@ -154,9 +166,21 @@ pub fn transaction_id() -> u64 {
     unsafe { pg_sys::GetTopFullTransactionId().value }
 }
 
+/// The session's database.
+pub fn database() -> pg_sys::Oid {
+    // SAFETY: a read of a backend variable.
+    unsafe { pg_sys::MyDatabaseId }
+}
+
+/// Whether the server is loading `shared_preload_libraries`.
+pub fn is_preloading() -> bool {
+    // SAFETY: a read of a backend variable.
+    unsafe { pg_sys::process_shared_preload_libraries_in_progress }
+}
+
 pub fn wal_position() -> u64 {
     // SAFETY: reads shared memory.
-    unsafe { pg_sys::GetXLogInsertRecPtr() }
+    unsafe { unguarded::GetXLogInsertRecPtr() }
 }
 
 pub fn is_standby() -> bool {
@@ -167,6 +191,59 @@ pub fn is_standby() -> bool {
 pub fn system_identifier() -> u64 {
     // SAFETY: reads shared memory.
     unsafe { pg_sys::GetSystemIdentifier() }
+}
+
+/// The WAL timeline that is written: another one after a promotion or a point-in-time recovery.
+pub fn timeline() -> u32 {
+    // SAFETY: reads shared memory; the server is not in recovery, since something is being written.
+    unsafe { pg_sys::GetWALInsertionTimeLine() }
+}
+
+pub fn in_recovery() -> bool {
+    // SAFETY: reads shared memory.
+    unsafe { pg_sys::RecoveryInProgress() }
+}
+
+pub fn database_id() -> pg_sys::Oid {
+    // SAFETY: a read of a backend variable.
+    unsafe { pg_sys::MyDatabaseId }
+}
+
+pub fn database_name() -> String {
+    // SAFETY: a catalog look-up that gives a C string, or null for a database that is gone.
+    let name = unsafe {
+        let name = pg_sys::get_database_name(pg_sys::MyDatabaseId);
+        if name.is_null() { Vec::new() } else { CStr::from_ptr(name).to_bytes().to_vec() }
+    };
+    String::from_utf8_lossy(&to_utf8(&name)).into_owned()
+}
+
+/// Whether all statements of the transaction share one snapshot (REPEATABLE READ, SERIALIZABLE).
+pub fn shares_snapshot() -> bool {
+    // SAFETY: a read of a backend variable.
+    unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32 }
+}
+
+/// Has this transaction's commit wait until it is on disk, and with synchronous standbys until they have it, whatever
+/// the session has set.
+pub fn commit_durably() {
+    // SAFETY: marks the transaction; names and values are C strings. A stricter setting stays.
+    unsafe {
+        pg_sys::ForceSyncCommit();
+        let now = pg_sys::GetConfigOption(c"synchronous_commit".as_ptr(), false, false);
+        if now.is_null() || CStr::from_ptr(now) != c"remote_apply" {
+            pg_sys::set_config_option(
+                c"synchronous_commit".as_ptr(),
+                c"on".as_ptr(),
+                pg_sys::GucContext::PGC_USERSET,
+                pg_sys::GucSource::PGC_S_SESSION,
+                pg_sys::GucAction::GUC_ACTION_LOCAL,
+                true,
+                0,
+                false,
+            );
+        }
+    }
 }
 
 /// The text of an address as inet_out prints it.
@@ -224,6 +301,15 @@ pub fn to_utf8(text: &[u8]) -> std::borrow::Cow<'_, [u8]> {
         }
         std::borrow::Cow::Owned(CStr::from_ptr(converted).to_bytes().to_vec())
     }
+}
+
+/// Text in the database's encoding, as it is or, where it is none, with what is not ASCII replaced.
+pub fn valid_text(text: &[u8]) -> std::borrow::Cow<'_, [u8]> {
+    // SAFETY: looks at so many bytes.
+    if unsafe { pg_sys::pg_verifymbstr(text.as_ptr().cast(), text.len() as i32, true) } {
+        return std::borrow::Cow::Borrowed(text);
+    }
+    text.iter().map(|&byte| if byte.is_ascii() && byte != 0 { byte } else { b'?' }).collect()
 }
 
 /// Refuses to write with a library of another version than the extension in the database has.

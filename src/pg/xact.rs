@@ -6,8 +6,8 @@ use std::ffi::c_void;
 
 use pgrx::{pg_guard, pg_sys};
 
-use super::{composite, log_table, readers, report, session};
-use crate::{layouts, transaction};
+use super::{composite, log_table, publish, readers, report, session, statement};
+use crate::{facts, failures, layouts, logins, transaction};
 
 /// Registers the callbacks, once per process.
 pub fn init() {
@@ -31,9 +31,21 @@ unsafe extern "C-unwind" fn at_transaction(event: pg_sys::XactEvent::Type, _argu
     use pg_sys::XactEvent::*;
     match event {
         XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => report::ok(transaction::before_commit()),
-        XACT_EVENT_COMMIT => transaction::ended(transaction::End::Committed),
+        XACT_EVENT_COMMIT => {
+            transaction::ended(transaction::End::Committed);
+            publish::committed();
+            failures::retry();
+            if session::has_client() {
+                logins::logged_in();
+            }
+        }
         XACT_EVENT_PREPARE => transaction::ended(transaction::End::Prepared),
-        XACT_EVENT_ABORT => transaction::ended(transaction::End::Aborted),
+        XACT_EVENT_ABORT => {
+            failures::transaction_rolled_back(transaction::next_seq());
+            transaction::ended(transaction::End::Aborted);
+            publish::aborted();
+            statement::transaction_aborted();
+        }
         _ => {}
     }
 }
@@ -47,8 +59,17 @@ unsafe extern "C-unwind" fn at_subtransaction(
 ) {
     use pg_sys::SubXactEvent::*;
     match event {
-        SUBXACT_EVENT_COMMIT_SUB => transaction::subtransaction_committed(id, parent),
-        SUBXACT_EVENT_ABORT_SUB => transaction::subtransaction_aborted(id),
+        SUBXACT_EVENT_COMMIT_SUB => {
+            transaction::subtransaction_committed(id, parent);
+            publish::subtransaction_committed(id, parent);
+        }
+        SUBXACT_EVENT_ABORT_SUB => {
+            let captured = transaction::next_seq();
+            transaction::subtransaction_aborted(id);
+            publish::subtransaction_aborted(id);
+            failures::rolled_back(captured - transaction::next_seq());
+            statement::subtransaction_aborted();
+        }
         _ => {}
     }
 }
@@ -62,7 +83,7 @@ unsafe extern "C-unwind" fn at_relation_change(_argument: pg_sys::Datum, relatio
 
 #[pg_guard]
 unsafe extern "C-unwind" fn at_role_change(_argument: pg_sys::Datum, _cache: std::ffi::c_int, _hash: u32) {
-    session::forget_role_names();
+    facts::forget();
     readers::forget_plans();
 }
 

@@ -1,0 +1,42 @@
+-- The indexes of a partition of the log that is being written, and what makes them enough.
+--
+-- Each btree would cost every audited change a tenth of what its whole record costs, so while a partition is written it
+-- has one BRIN index: next to nothing for the writer, who never meets a range that has its summary yet. A BRIN index
+-- answers one instant by reading all of its summary, so joining events with their changesets one by one would read it
+-- over and over; the operator <@ has it answer for a page of them at once. Partitions whose time is over get btree
+-- indexes beside it: 50_maintenance.sql.
+
+CREATE FUNCTION instant_among(instant timestamptz, instants timestamptz[]) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE LEAKPROOF AS 'MODULE_PATHNAME', 'audit_instant_among';
+COMMENT ON FUNCTION instant_among(timestamptz, timestamptz[]) IS 'Whether an instant is one of an array: operator <@.';
+
+CREATE OPERATOR <@ (
+    LEFTARG = timestamptz, RIGHTARG = timestamptz[], FUNCTION = instant_among, RESTRICT = eqsel, JOIN = eqjoinsel
+);
+COMMENT ON OPERATOR <@ (timestamptz, timestamptz[]) IS 'is one of; finds many instants in one pass of a BRIN index';
+
+CREATE FUNCTION instants_consistent(internal, internal, internal) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'audit_instants_consistent';
+COMMENT ON FUNCTION instants_consistent(internal, internal, internal) IS 'Support of the operator class audit.instants.';
+
+CREATE OPERATOR CLASS instants FOR TYPE timestamptz USING brin AS
+    OPERATOR 1 <, OPERATOR 2 <=, OPERATOR 3 =, OPERATOR 4 >=, OPERATOR 5 >,
+    OPERATOR 6 <@ (timestamptz, timestamptz[]),
+    FUNCTION 1 brin_minmax_opcinfo(internal),
+    FUNCTION 2 brin_minmax_add_value(internal, internal, internal, internal),
+    FUNCTION 3 instants_consistent(internal, internal, internal),
+    FUNCTION 4 brin_minmax_union(internal, internal, internal);
+COMMENT ON OPERATOR CLASS instants USING brin IS 'PostgreSQL''s minmax class of timestamptz, and the operator <@.';
+COMMENT ON OPERATOR FAMILY instants USING brin IS 'PostgreSQL''s minmax class of timestamptz, and the operator <@.';
+
+CREATE INDEX changeset_brin_idx ON changeset USING brin (
+        occurred_at instants, user_id text_bloom_ops, tenant_id text_bloom_ops, request_id text_bloom_ops,
+        ip_address inet_bloom_ops)
+    WITH (pages_per_range = 4, autosummarize = on);
+CREATE INDEX event_brin_idx ON event USING brin (
+        occurred_at instants, resource_id text_bloom_ops, action text_bloom_ops)
+    WITH (pages_per_range = 8, autosummarize = on);
+-- The range being filled is left without a summary: keeping one up to date costs more than all the rest.
+SELECT pg_catalog.brin_desummarize_range(indexrelid, 0)
+  FROM pg_catalog.pg_index
+ WHERE indrelid IN ('changeset_default'::pg_catalog.regclass, 'event_default'::pg_catalog.regclass);

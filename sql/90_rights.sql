@@ -1,0 +1,18 @@
+-- Who may call what, and the event triggers. Last, so that it covers all functions.
+
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA audit FROM PUBLIC;
+REVOKE ALL ON log, row_events, other_events, pending_events, log_changeset, log_event FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION set_context(text, text, text, text, inet, text, text, jsonb, boolean), clear_context(), client_ip(text, text, inet, inet[]) TO PUBLIC;
+-- Applications report what happens in them.
+GRANT EXECUTE ON FUNCTION log_event(text, text, text, jsonb, text, boolean), log_login(text, jsonb), log_login_failed(text, text, jsonb), log_logout(text, jsonb) TO PUBLIC;
+-- PostgreSQL asks for this right when a partition's owner makes a partition of an audited table, and clones the trigger.
+GRANT EXECUTE ON FUNCTION capture() TO PUBLIC;
+
+-- Last, so that they do not see this script.
+CREATE EVENT TRIGGER audit_ddl_command_end ON ddl_command_end
+    WHEN TAG IN ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'ALTER TABLE', 'CREATE FOREIGN TABLE',
+                 'ALTER FOREIGN TABLE', 'CREATE SCHEMA', 'ALTER SCHEMA', 'IMPORT FOREIGN SCHEMA')
+    EXECUTE FUNCTION ddl_command_end();
+ALTER EVENT TRIGGER audit_ddl_command_end ENABLE ALWAYS;
+CREATE EVENT TRIGGER audit_sql_drop ON sql_drop EXECUTE FUNCTION sql_drop();
+ALTER EVENT TRIGGER audit_sql_drop ENABLE ALWAYS;
