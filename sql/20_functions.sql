@@ -154,6 +154,8 @@ CREATE VIEW log AS
     SELECT * FROM row_events UNION ALL SELECT * FROM other_events UNION ALL SELECT * FROM pending_events;
 COMMENT ON VIEW log IS 'Events with their context: what people query. This transaction''s own events have no position yet. ORDER BY era, position NULLS LAST, command, seq reads the versions of each row in the order in which they came into being.';
 
+-- Functions that read audit.log have their text parsed when they are called: bodies bound to the view would keep a later
+-- version's upgrade script from replacing it.
 CREATE FUNCTION uncatalogued_actions(
         since timestamptz DEFAULT now() - interval '30 days',
         OUT action text, OUT events bigint, OUT first_at timestamptz, OUT last_at timestamptz)
