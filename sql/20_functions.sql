@@ -154,19 +154,21 @@ CREATE VIEW log AS
     SELECT * FROM row_events UNION ALL SELECT * FROM other_events UNION ALL SELECT * FROM pending_events;
 COMMENT ON VIEW log IS 'Events with their context: what people query. This transaction''s own events have no position yet. ORDER BY era, position NULLS LAST, command, seq reads the versions of each row in the order in which they came into being.';
 
+-- Functions that read audit.log have their text parsed when they are called: bodies bound to the view would keep a later
+-- version's upgrade script from replacing it.
 CREATE FUNCTION uncatalogued_actions(
         since timestamptz DEFAULT now() - interval '30 days',
         OUT action text, OUT events bigint, OUT first_at timestamptz, OUT last_at timestamptz)
     RETURNS SETOF record
     LANGUAGE sql STABLE PARALLEL RESTRICTED
     SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
+AS $$
     SELECT l.action, count(*), min(l.occurred_at), max(l.occurred_at)
       FROM audit.log l
      WHERE l.action IS NOT NULL AND (uncatalogued_actions.since IS NULL OR l.occurred_at >= uncatalogued_actions.since)
        AND NOT EXISTS (SELECT FROM audit.action a WHERE a.name = l.action)
-     GROUP BY 1 ORDER BY 2 DESC, 1;
-END;
+     GROUP BY 1 ORDER BY 2 DESC, 1
+$$;
 COMMENT ON FUNCTION uncatalogued_actions(timestamptz) IS 'Actions that were recorded since then, and that audit.action does not list. NULL: ever.';
 
 CREATE FUNCTION grant_functions(role regrole, names text[]) RETURNS void
@@ -186,13 +188,13 @@ CREATE FUNCTION action_rule_errors(
     RETURNS SETOF record
     LANGUAGE sql STABLE PARALLEL RESTRICTED
     SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
+AS $$
     SELECT e.rule, e.sqlstate, l.resource, count(*), min(l.occurred_at), max(l.occurred_at)
       FROM audit.log l, jsonb_to_recordset(l.details -> 'rule_errors') AS e (rule int, sqlstate text)
      WHERE (action_rule_errors.since IS NULL OR l.occurred_at >= action_rule_errors.since)
        AND l.operation IN ('INSERT', 'UPDATE', 'DELETE') AND l.details ? 'rule_errors'
-     GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3;
-END;
+     GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3
+$$;
 COMMENT ON FUNCTION action_rule_errors(timestamptz) IS 'Action rules whose condition failed since then: with which SQLSTATE, on which table, for how many events. NULL: ever.';
 
 CREATE FUNCTION grant_reader(role regrole) RETURNS void
