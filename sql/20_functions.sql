@@ -221,7 +221,7 @@ END
 $$;
 COMMENT ON FUNCTION grant_admin(regrole) IS 'Lets a role enable and disable auditing of any table, say what its changes mean, and edit the catalog of actions. Reading the log is another right: audit.grant_reader.';
 
-COMMENT ON FUNCTION enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean, text) IS 'Audits a table, its partitions and inheritance children, or changes how. Errors: 42809 for what cannot be audited, 42703 for unknown columns, 22023 for bad options, 0A000 for modes other than sync.';
+COMMENT ON FUNCTION enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean, text) IS 'Audits a table, its partitions and inheritance children, or changes how. Errors: 42809 for what cannot be audited, 42703 for unknown columns, 22023 for bad options.';
 COMMENT ON FUNCTION disable(regclass) IS 'Ends auditing of a table and of what follows it. Its records stay. Errors: 55000 where it is not audited or follows another table.';
 COMMENT ON FUNCTION enable_schema(regnamespace, boolean, text[], text[], text, text[], boolean, boolean, text) IS 'Audits the tables of a schema, with include_future also those to come. Returns the number of tables.';
 COMMENT ON FUNCTION disable_schema(regnamespace) IS 'Ends auditing of the tables of a schema, present and future. Returns the number of tables.';

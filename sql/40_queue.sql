@@ -21,6 +21,7 @@ COMMENT ON COLUMN stats.logins_folded IS 'Refused logins that were recorded as o
 COMMENT ON COLUMN stats.logins_lost IS 'Logins not recorded: there was no room.';
 COMMENT ON COLUMN stats.isolated_lost IS 'Isolated events that were not written: the queue was full for too long, or they could not be written.';
 COMMENT ON COLUMN stats.isolated_late IS 'Isolated events that were not yet written after audit.isolated_timeout. They may have been since.';
+COMMENT ON COLUMN stats.sampled_out IS 'Row changes of committed transactions that sampling left out.';
 COMMENT ON COLUMN stats.audit_errors IS 'Failures of auditing itself: attempts of the worker to write, and errors in sessions that are no fault of theirs.';
 COMMENT ON COLUMN stats.stats_reset IS 'When audit.stats_reset was last called since the server started.';
 

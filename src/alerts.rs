@@ -31,9 +31,7 @@ pub fn note(error: &Error) {
     if !error.is_failure_of_auditing() || !session::has_client() {
         return;
     }
-    let Some(queue) = shmem::queue() else { return };
-    let oid = session::database();
-    if let Some(database) = queue.databases().find(|database| database.oid() == oid) {
+    if let Some((queue, database)) = shmem::own_database() {
         database.count(Counter::Errors, 1);
         database.raise_alert(error.sqlstate() as i32, error.to_string().as_bytes(), session::clock());
         queue.wake_launcher();

@@ -21,6 +21,7 @@ mod isolated;
 mod layouts;
 mod ledger;
 mod logins;
+mod modes;
 mod pending;
 mod pg;
 mod policies;

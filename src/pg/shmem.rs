@@ -70,6 +70,8 @@ pub enum Counter {
     Failures,
     /// Failed statements for which there was no room.
     FailuresLost,
+    /// Row changes that sampling left out.
+    SampledOut,
     /// Failures of auditing itself: attempts of the worker to write, errors in sessions that are no fault of theirs.
     Errors,
     /// Workers started after one that ended otherwise than idle.
@@ -258,6 +260,13 @@ fn attach() {
 pub fn queue() -> Option<Queue> {
     // SAFETY: once set, the area is there as long as the process.
     unsafe { AREA.load(Ordering::Acquire).as_ref() }.map(|area| Queue { area })
+}
+
+/// The queue, and what is kept of the session's database, as far as there is anything.
+pub fn own_database() -> Option<(Queue, &'static Database)> {
+    let queue = queue()?;
+    let oid = super::session::database();
+    Some((queue, queue.databases().find(|database| database.oid() == oid)?))
 }
 
 #[derive(Clone, Copy)]

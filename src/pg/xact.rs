@@ -7,7 +7,7 @@ use std::ffi::c_void;
 use pgrx::{pg_guard, pg_sys};
 
 use super::{composite, log_table, publish, readers, report, session, statement};
-use crate::{facts, failures, layouts, logins, transaction};
+use crate::{facts, failures, layouts, logins, modes, transaction};
 
 /// Registers the callbacks, once per process.
 pub fn init() {
@@ -32,22 +32,27 @@ unsafe extern "C-unwind" fn at_transaction(event: pg_sys::XactEvent::Type, _argu
     match event {
         XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => report::ok(transaction::before_commit()),
         XACT_EVENT_COMMIT => {
-            transaction::ended(transaction::End::Committed);
+            ended(transaction::End::Committed);
             publish::committed();
             failures::retry();
             if session::has_client() {
                 logins::logged_in();
             }
         }
-        XACT_EVENT_PREPARE => transaction::ended(transaction::End::Prepared),
+        XACT_EVENT_PREPARE => ended(transaction::End::Prepared),
         XACT_EVENT_ABORT => {
             failures::transaction_rolled_back(transaction::next_seq());
-            transaction::ended(transaction::End::Aborted);
+            ended(transaction::End::Aborted);
             publish::aborted();
             statement::transaction_aborted();
         }
         _ => {}
     }
+}
+
+fn ended(end: transaction::End) {
+    modes::transaction_ended(end);
+    transaction::ended(end);
 }
 
 #[pg_guard]
@@ -60,11 +65,13 @@ unsafe extern "C-unwind" fn at_subtransaction(
     use pg_sys::SubXactEvent::*;
     match event {
         SUBXACT_EVENT_COMMIT_SUB => {
+            modes::subtransaction_committed(id, parent);
             transaction::subtransaction_committed(id, parent);
             publish::subtransaction_committed(id, parent);
         }
         SUBXACT_EVENT_ABORT_SUB => {
             let captured = transaction::next_seq();
+            modes::subtransaction_aborted(id);
             transaction::subtransaction_aborted(id);
             publish::subtransaction_aborted(id);
             failures::rolled_back(captured - transaction::next_seq());
