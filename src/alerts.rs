@@ -23,7 +23,7 @@ const SECOND: i64 = 1_000_000;
 const QUIET: i64 = 2 * SECOND;
 /// One that does not end is recorded as often as this.
 const LONGEST: i64 = 60 * SECOND;
-const CHANNEL: &std::ffi::CStr = c"audit_alert";
+pub const CHANNEL: &std::ffi::CStr = c"audit_alert";
 const ACTION: &[u8] = b"audit.write_failed";
 
 /// An error that this session is about to raise.
@@ -90,13 +90,7 @@ fn record(alert: &Alert) -> Result<(), Error> {
         kind: Kind::Events,
         origin: Origin::Isolated,
         occurred_at: session::clock(),
-        author: Author {
-            backend_pid: session::backend_pid(),
-            client: None,
-            session_role: None,
-            effective_role: None,
-            position: None,
-        },
+        author: Author::of_worker(),
         roles: Roles { session: Oid::INVALID, effective: Oid::INVALID },
         context: Default::default(),
         application_name: Vec::new(),

@@ -13,6 +13,7 @@ mod capture;
 mod context;
 mod datetime;
 mod ddl;
+mod deferred;
 mod error;
 mod facts;
 mod failures;

@@ -8,6 +8,7 @@ use std::cell::{Cell, RefCell};
 use pgrx::pg_sys::Oid;
 
 use crate::capture::{self, Change, Route};
+use crate::deferred;
 use crate::error::Error;
 use crate::layouts::Layout;
 use crate::pg::session;
@@ -20,6 +21,8 @@ pub enum Mode {
     /// The record is written in the transaction of the change.
     #[default]
     Sync,
+    /// It is written by the worker, after the commit.
+    Async,
     /// As sync, for this share of the transactions.
     Sampled(f64),
 }
@@ -35,7 +38,11 @@ impl Mode {
                 "It is the share of transactions that are recorded: 0.1 for one in ten.",
             ),
             "sync" if sample_rate == 1.0 => Ok(Mode::Sync),
-            "sync" => refuse(
+            "async" if sample_rate == 1.0 => match shmem::queue() {
+                Some(_) => Ok(Mode::Async),
+                None => Err(Error::NotPreloaded { what: "tables in mode async" }),
+            },
+            "sync" | "async" => refuse(
                 format!("sample_rate must be 1 in mode \"{name}\""),
                 "This mode records every change; to record a share of them, choose mode sampled.",
             ),
@@ -47,6 +54,7 @@ impl Mode {
     pub fn of_policy(name: &[u8], sample_rate: f64) -> Self {
         match name {
             b"sampled" => Mode::Sampled(sample_rate),
+            b"async" => Mode::Async,
             _ => Mode::Sync,
         }
     }
@@ -54,6 +62,7 @@ impl Mode {
     pub fn name(self) -> &'static str {
         match self {
             Mode::Sync => "sync",
+            Mode::Async => "async",
             Mode::Sampled(_) => "sampled",
         }
     }
@@ -61,7 +70,7 @@ impl Mode {
     pub fn sample_rate(self) -> f64 {
         match self {
             Mode::Sampled(rate) => rate,
-            Mode::Sync => 1.0,
+            Mode::Sync | Mode::Async => 1.0,
         }
     }
 }
@@ -81,7 +90,7 @@ struct ByMode;
 impl Route for ByMode {
     fn takes(layout: &Layout) -> Result<bool, Error> {
         match layout.policy.mode {
-            Mode::Sync => Ok(true),
+            Mode::Sync | Mode::Async => Ok(true),
             Mode::Sampled(rate) => {
                 let takes = draw()? < rate;
                 if !takes {
@@ -95,12 +104,15 @@ impl Route for ByMode {
     fn sample_rate(layout: &Layout) -> Option<f64> {
         match layout.policy.mode {
             Mode::Sampled(rate) => Some(rate),
-            Mode::Sync => None,
+            Mode::Sync | Mode::Async => None,
         }
     }
 
-    fn record(_: &Layout, event: &Event) -> Result<(), Error> {
-        transaction::record(event)
+    fn record(layout: &Layout, event: &Event) -> Result<(), Error> {
+        match layout.policy.mode {
+            Mode::Async => deferred::record(layout, event),
+            Mode::Sync | Mode::Sampled(_) => transaction::record(event),
+        }
     }
 }
 
