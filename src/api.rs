@@ -6,6 +6,7 @@ use pgrx::prelude::*;
 
 use crate::context::Key;
 use crate::error::Error;
+use crate::modes::Mode;
 use crate::pg::args::{InetArray, InetText, JsonbText, RegClass, RegNamespace, Text};
 use crate::pg::guc::CONTEXT_SETTINGS;
 use crate::pg::shmem::{self, Counter};
@@ -39,8 +40,8 @@ fn enable(
     tenant_column: default!(Option<String>, "NULL"),
 ) {
     let target = required("target", target);
-    report::ok(policies::check_mode(mode.as_deref().unwrap_or("sync"), sample_rate.unwrap_or(1.0)));
     let options = Options {
+        mode: report::ok(Mode::of_arguments(mode.as_deref().unwrap_or("sync"), sample_rate.unwrap_or(1.0))),
         exclude_columns: names("exclude_columns", exclude_columns),
         mask_columns: names("mask_columns", mask_columns),
         soft_delete_column,
@@ -72,6 +73,7 @@ fn enable_schema(
 ) -> i32 {
     let schema = required("schema", schema);
     let options = Options {
+        mode: Mode::Sync,
         exclude_columns: names("exclude_columns", exclude_columns),
         mask_columns: names("mask_columns", mask_columns),
         soft_delete_column,
@@ -175,14 +177,17 @@ fn queue_state() -> TableIterator<
         name!(queue_queued, Option<i64>),
         name!(queue_written, Option<i64>),
         name!(queue_lost, Option<i64>),
+        name!(queue_fallbacks, Option<i64>),
         name!(queue_lag, Option<Interval>),
         name!(events_written, Option<i64>),
+        name!(events_lost, Option<i64>),
         name!(failures_recorded, Option<i64>),
         name!(failures_lost, Option<i64>),
         name!(logins_folded, Option<i64>),
         name!(logins_lost, Option<i64>),
         name!(isolated_lost, Option<i64>),
         name!(isolated_late, Option<i64>),
+        name!(sampled_out, Option<i64>),
         name!(audit_errors, Option<i64>),
         name!(stats_reset, Option<TimestampWithTimeZone>),
     ),
@@ -205,14 +210,17 @@ fn queue_state() -> TableIterator<
         number(Counter::Messages),
         number(Counter::Written),
         number(Counter::Lost),
+        number(Counter::Fallbacks),
         number(Counter::Lag).map(Interval::from_micros),
         number(Counter::Events),
+        number(Counter::EventsLost),
         number(Counter::Failures),
         number(Counter::FailuresLost),
         number(Counter::LoginsFolded),
         number(Counter::LoginsLost),
         number(Counter::IsolatedLost),
         number(Counter::IsolatedLate),
+        number(Counter::SampledOut),
         number(Counter::Errors),
         database.map(shmem::Database::reset_at).filter(|&at| at != 0).and_then(|at| at.try_into().ok()),
     ))

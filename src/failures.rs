@@ -35,9 +35,7 @@ thread_local! {
 }
 
 fn destination() -> Option<(Queue, &'static Database)> {
-    let queue = shmem::queue()?;
-    let oid = session::database();
-    let database = queue.databases().find(|database| database.oid() == oid)?;
+    let (queue, database) = shmem::own_database()?;
     (database.presence() == Presence::Present).then_some((queue, database))
 }
 

@@ -17,6 +17,7 @@ static LOG_FAILURES: GucSetting<LogFailures> = GucSetting::<LogFailures>::new(Lo
 static LOG_ROLLBACKS: GucSetting<bool> = GucSetting::<bool>::new(false);
 static LOG_LOGINS: GucSetting<LogLogins> = GucSetting::<LogLogins>::new(LogLogins::Failed);
 static QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
+static QUEUE_DELAY: GucSetting<i32> = GucSetting::<i32>::new(10);
 static ISOLATED_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5000);
 
 /// Which failed statements are recorded.
@@ -153,6 +154,17 @@ pub fn init() {
         if session::is_preloading() { GucContext::Postmaster } else { GucContext::Sighup },
         GucFlags::UNIT_KB,
     );
+    // Time for many transactions of a busy server, and none for a reader who wants to see them.
+    GucRegistry::define_int_guc(
+        c"audit.queue_delay",
+        c"How long the audit worker waits for more records of async tables before it writes them together.",
+        c"0 writes at once. What somebody waits for, such as an isolated event, is written at once in any case.",
+        &QUEUE_DELAY,
+        0,
+        60_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
     // Ten times what a slow disk needs for a commit.
     GucRegistry::define_int_guc(
         c"audit.isolated_timeout",
@@ -195,6 +207,10 @@ pub fn log_rollbacks() -> bool {
 
 pub fn queue_bytes() -> usize {
     usize::try_from(QUEUE_SIZE.get()).unwrap_or(0) * 1024
+}
+
+pub fn queue_delay_ms() -> i64 {
+    i64::from(QUEUE_DELAY.get())
 }
 
 pub fn isolated_timeout_ms() -> i64 {

@@ -123,6 +123,17 @@ pub static POLICY: Definition = Definition {
     ],
 };
 
+pub static IN_TRANSIT: Definition = Definition {
+    name: c"in_transit",
+    columns: &[
+        ("incarnation", ColumnType::Core(BuiltinOid::INT8OID)),
+        ("number", ColumnType::Core(BuiltinOid::INT8OID)),
+        ("queued_at", TIMESTAMPTZ),
+        ("events", INT4),
+        ("tables", TEXTS),
+    ],
+};
+
 pub static ACTION: Definition = Definition {
     name: c"action",
     columns: &[

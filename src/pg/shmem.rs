@@ -39,6 +39,10 @@ struct Area {
     free: AtomicU32,
     lowest_free: AtomicU32,
     tickets: AtomicU64,
+    /// Numbers handed out by `number`.
+    numbers: AtomicU64,
+    /// Tells this area from those before it: when it was made.
+    incarnation: AtomicI64,
     launcher: AtomicU32,
     is_shutting_down: AtomicU32,
     is_claiming: AtomicU32,
@@ -70,6 +74,12 @@ pub enum Counter {
     Failures,
     /// Failed statements for which there was no room.
     FailuresLost,
+    /// Transactions whose events of async tables were written by the session.
+    Fallbacks,
+    /// Events that were handed over and lost.
+    EventsLost,
+    /// Row changes that sampling left out.
+    SampledOut,
     /// Failures of auditing itself: attempts of the worker to write, errors in sessions that are no fault of theirs.
     Errors,
     /// Workers started after one that ended otherwise than idle.
@@ -107,6 +117,10 @@ pub struct Database {
     /// The worker's entry among the server's processes, plus one.
     worker: AtomicU32,
     departure: AtomicU32,
+    /// The worker looks soon by itself.
+    is_dozing: AtomicU32,
+    /// Since the area was made, it was looked for what was lost before.
+    is_checked: AtomicU32,
     inbox: AtomicU32,
     first: AtomicU32,
     last: AtomicU32,
@@ -248,6 +262,7 @@ fn attach() {
     if let Some(queue) = queue().filter(|_| !found) {
         queue.pool().init();
         queue.area.lowest_free.store(sizes.blocks as u32, Ordering::Release);
+        queue.area.incarnation.store(super::session::clock(), Ordering::Release);
         for database in &queue.area.databases {
             database.init(0);
         }
@@ -258,6 +273,13 @@ fn attach() {
 pub fn queue() -> Option<Queue> {
     // SAFETY: once set, the area is there as long as the process.
     unsafe { AREA.load(Ordering::Acquire).as_ref() }.map(|area| Queue { area })
+}
+
+/// The queue, and what is kept of the session's database, as far as there is anything.
+pub fn own_database() -> Option<(Queue, &'static Database)> {
+    let queue = queue()?;
+    let oid = super::session::database();
+    Some((queue, queue.databases().find(|database| database.oid() == oid)?))
 }
 
 #[derive(Clone, Copy)]
@@ -341,13 +363,50 @@ impl Queue {
         Some(Reserved(first))
     }
 
+    /// Writes over the beginning of a message, at most a block less its header. Nothing here can fail.
+    pub fn overwrite(&self, reserved: &Reserved, bytes: &[u8]) {
+        let length = bytes.len().min(BLOCK - size_of::<Header>());
+        // SAFETY: the block is this process's own until it is published; the bytes end within it.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.block(reserved.0).add(size_of::<Header>()), length);
+        }
+    }
+
+    /// Gives back what was reserved. Nothing here can fail.
+    pub fn give_back(&self, reserved: Reserved) {
+        self.pool().release(reserved.0);
+    }
+
     /// Hands a message to the database's worker. Nothing here can fail.
     pub fn publish(&self, database: &'static Database, reserved: Reserved) {
+        self.put(database, reserved);
+        self.wake_worker(database);
+    }
+
+    /// As `publish`, for a message that nobody waits for: a worker that looks soon by itself is not disturbed while there
+    /// is room. Nothing here can fail.
+    pub fn publish_deferred(&self, database: &'static Database, reserved: Reserved) {
+        self.put(database, reserved);
+        let is_roomy = self.area.free.load(Ordering::Relaxed) >= self.area.blocks / 2;
+        if !(is_roomy && database.is_dozing.load(Ordering::SeqCst) != 0) {
+            self.wake_worker(database);
+        }
+    }
+
+    /// A number that nobody else has, in this incarnation.
+    pub fn number(&self) -> u64 {
+        self.area.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub fn incarnation(&self) -> i64 {
+        self.area.incarnation.load(Ordering::Acquire)
+    }
+
+    fn put(&self, database: &'static Database, reserved: Reserved) {
         let depth = database.depth.fetch_add(1, Ordering::Relaxed) + 1;
         database.high_water.fetch_max(depth, Ordering::Relaxed);
         database.count(Counter::Messages, 1);
         self.messages(database).publish(reserved.0);
-        self.wake_worker(database);
     }
 
     /// Wakes the database's worker, or the launcher to start one.
@@ -440,13 +499,16 @@ impl Queue {
         Message { bytes, ticket }
     }
 
-    /// Removes the oldest messages, which were read before, and tells who waits whether they are written.
-    pub fn remove(&self, database: &'static Database, messages: &[Message], is_written: bool) {
+    /// Removes the oldest messages, which were read before, and tells who waits whether they are written. Some that nobody
+    /// waits for may be lost while the rest is written.
+    pub fn remove(&self, database: &'static Database, messages: &[Message], lost: usize) {
+        let is_written = lost < messages.len();
+        database.count(Counter::Written, messages.len().saturating_sub(lost) as u64);
+        database.count(Counter::Lost, lost as u64);
         for message in messages {
             let Some(first) = self.messages(database).remove_first() else { break };
             self.pool().release(first);
             database.depth.fetch_sub(1, Ordering::Relaxed);
-            database.count(if is_written { Counter::Written } else { Counter::Lost }, 1);
             if let Some(ticket) = message.ticket {
                 self.acknowledge(ticket, is_written);
             }
@@ -566,6 +628,8 @@ impl Database {
         self.presence.store(0, Ordering::Relaxed);
         self.worker.store(0, Ordering::Relaxed);
         self.departure.store(0, Ordering::Relaxed);
+        self.is_dozing.store(0, Ordering::Relaxed);
+        self.is_checked.store(0, Ordering::Relaxed);
         self.depth.store(0, Ordering::Relaxed);
         self.reset(0);
         self.set_name(b"");
@@ -658,7 +722,21 @@ impl Database {
     }
 
     pub fn detach_worker(&self) {
+        self.set_dozing(false);
         self.worker.store(0, Ordering::SeqCst);
+    }
+
+    /// The worker will look soon, or is looking: messages that came before the latter are found.
+    pub fn set_dozing(&self, yes: bool) {
+        self.is_dozing.store(u32::from(yes), Ordering::SeqCst);
+    }
+
+    pub fn is_checked(&self) -> bool {
+        self.is_checked.load(Ordering::Relaxed) != 0
+    }
+
+    pub fn set_checked(&self) {
+        self.is_checked.store(1, Ordering::Relaxed);
     }
 
     pub fn has_worker(&self) -> bool {
