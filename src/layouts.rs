@@ -265,16 +265,18 @@ fn relation_id(description: &Description) -> Result<i32, Error> {
 }
 
 fn columns_json(description: &Description) -> Result<Writer, Error> {
-    let (keys, order) = KeyBlock::new(&[b"attnum", b"name", b"type"])?;
+    const NAMES: [&[u8]; 4] = [b"attnum", b"name", b"type", b"missing"];
     let mut json = Writer::new();
     json.begin_array(description.columns.len())?;
     for column in &description.columns {
+        let (keys, order) = KeyBlock::new(if column.missing.is_some() { &NAMES } else { &NAMES[..3] })?;
         json.begin_object(&keys)?;
-        for &key in &order {
+        for key in order {
             match key {
                 0 => json.integer(column.index as i64 + 1)?,
                 1 => json.string(&column.name)?,
-                _ => json.string(&column.type_name)?,
+                2 => json.string(&column.type_name)?,
+                _ => json.string(column.missing.as_deref().unwrap_or_default())?,
             }
         }
         json.end_object()?;

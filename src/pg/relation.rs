@@ -38,6 +38,8 @@ pub struct ColumnDescription {
     pub type_id: pg_sys::Oid,
     pub type_name: Vec<u8>,
     pub shape: Shape,
+    /// What rows written before the column was added have in it, as text; `None` where that is null.
+    pub missing: Option<Vec<u8>>,
 }
 
 /// An open relation. Whoever opened it closes it: the executor for a trigger's, [`Opened`] for ours.
@@ -148,6 +150,7 @@ impl Relation {
                     .to_bytes()
                     .to_vec(),
                     shape: Shape { length: attribute.attlen, by_value: attribute.attbyval },
+                    missing: missing_value((*self.0).rd_att, attribute),
                 })
                 .collect()
         };
@@ -423,6 +426,21 @@ pub fn with_descendants(oid: pg_sys::Oid, lock: u32) -> Vec<pg_sys::Oid> {
         oid_list(pg_sys::ffi::pg_guard_ffi_boundary(|| {
             find_all_inheritors(oid, lock as pg_sys::LOCKMODE, std::ptr::null_mut())
         }))
+    }
+}
+
+/// The value of a column in rows that were written before it was added, as text.
+unsafe fn missing_value(descriptor: pg_sys::TupleDesc, attribute: &pg_sys::FormData_pg_attribute) -> Option<Vec<u8>> {
+    if !attribute.atthasmissing {
+        return None;
+    }
+    // SAFETY: the caller has the relation open; the descriptor has such a value of a column that says so.
+    unsafe {
+        let mut is_null = false;
+        let value = pg_sys::getmissingattr(descriptor, i32::from(attribute.attnum), &mut is_null);
+        let (mut output, mut is_varlena) = (pg_sys::Oid::INVALID, false);
+        pg_sys::getTypeOutputInfo(attribute.atttypid, &mut output, &mut is_varlena);
+        (!is_null).then(|| CStr::from_ptr(pg_sys::OidOutputFunctionCall(output, value)).to_bytes().to_vec())
     }
 }
 
