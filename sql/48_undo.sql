@@ -83,7 +83,7 @@ BEGIN
                       FROM unnest(columns) WITH ORDINALITY AS c (name, number)
                       JOIN pg_attribute a ON a.attrelid = target AND a.attname = c.name), target)
        INTO texts USING image;
-    RETURN ARRAY(SELECT CASE WHEN a.atttypid = 'money'::regtype AND t.value IS NOT NULL THEN format('%s::numeric::money', t.value)
+    RETURN ARRAY(SELECT CASE WHEN a.atttypid = 'money'::regtype AND t.value IS NOT NULL THEN format('%L::numeric::money', t.value)
                              ELSE quote_nullable(t.value) END
                    FROM unnest(columns, texts) WITH ORDINALITY AS t (name, value, number)
                    JOIN pg_attribute a ON a.attrelid = target AND a.attname = t.name
@@ -165,7 +165,7 @@ CREATE FUNCTION undo_plan(of changeset, for_update boolean) RETURNS SETOF undo_s
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    changes CONSTANT audit.undo_change[] := ARRAY(SELECT c FROM audit.undo_changes(of) AS c);
+    changes CONSTANT audit.undo_change[] := ARRAY(SELECT c FROM audit.undo_changes(of) AS c ORDER BY c.place);
     tables CONSTANT oid[] := ARRAY(SELECT DISTINCT c.relid FROM unnest(changes) AS c WHERE c.relid IS NOT NULL);
     -- Then foreign keys do nothing by themselves.
     by_hand CONSTANT boolean := current_setting('session_replication_role') = 'replica';
@@ -179,22 +179,39 @@ BEGIN
               FROM unnest(changes) AS h
         ), reference AS MATERIALIZED (
             SELECT row_number() OVER () AS number, r.* FROM audit.undo_references(tables, tables) AS r
-        ), consequence AS (
+        ), referring AS MATERIALIZED (
+            SELECT r.*, h.place, h.changed, h.operation, audit.key_values(h.old_row, r.child_columns) AS lost,
+                   audit.key_values(h.new_row, r.child_columns) AS gained
+              FROM reference r JOIN change h ON h.relid = r.child
+        ), referred AS MATERIALIZED (
+            SELECT r.number, h.place, h.operation, audit.key_values(h.old_row, r.parent_columns) AS lost,
+                   audit.key_values(h.new_row, r.parent_columns) AS gained
+              FROM reference r JOIN change h ON h.relid = r.parent
+        ), consequence AS MATERIALIZED (
             -- A reference that ended while what it referred to was gone already: the foreign key ended it.
-            SELECT DISTINCT ON (e.place) e.place, p.place AS cause, e.child_columns, e.on_update = 'c' AND e.is_update AND p.is_update AS follows,
-                   e.on_update = 'c' AND e.is_update AND p.is_update AND e.changed <@ e.child_columns AND NOT by_hand AS is_implied
-              FROM (SELECT r.*, h.place, h.changed, h.operation = 'UPDATE' AS is_update, audit.key_values(h.old_row, r.child_columns) AS lost
-                      FROM reference r JOIN change h ON h.relid = r.child
-                     WHERE audit.key_values(h.old_row, r.child_columns) IS DISTINCT FROM audit.key_values(h.new_row, r.child_columns)) AS e
-              JOIN (SELECT r.number, h.place, h.operation = 'UPDATE' AS is_update, audit.key_values(h.old_row, r.parent_columns) AS lost
-                      FROM reference r JOIN change h ON h.relid = r.parent
-                     WHERE audit.key_values(h.old_row, r.parent_columns) IS DISTINCT FROM audit.key_values(h.new_row, r.parent_columns)) AS p
-                ON p.number = e.number AND p.lost = e.lost AND p.place < e.place
+            SELECT DISTINCT ON (e.place) e.place, p.place AS cause, e.child_columns,
+                   e.on_update = 'c' AND e.operation = 'UPDATE' AND p.operation = 'UPDATE' AS follows
+              FROM referring e JOIN referred p ON p.number = e.number AND p.lost = e.lost AND p.place < e.place
+             WHERE e.lost IS DISTINCT FROM e.gained AND p.lost IS DISTINCT FROM p.gained
+               AND NOT EXISTS (SELECT FROM referred o WHERE o.number = p.number AND o.gained = p.lost AND o.gained IS DISTINCT FROM o.lost
+                                  AND o.place BETWEEN p.place AND e.place)
              ORDER BY e.place, p.place DESC
+        ), after AS (
+            SELECT q.place, q.cause FROM consequence q
+            UNION
+            -- A reference made before what it refers to, by a foreign key that waits: that goes after all who refer to it.
+            SELECT p.place, min(e.place)
+              FROM referring e JOIN referred p ON p.number = e.number AND p.gained = e.gained AND e.place < p.place
+             WHERE e.lost IS DISTINCT FROM e.gained AND p.lost IS DISTINCT FROM p.gained
+               AND NOT EXISTS (SELECT FROM referred o WHERE o.number = p.number AND o.lost = p.gained AND o.gained IS DISTINCT FROM o.lost
+                                  AND o.place BETWEEN e.place AND p.place)
+             GROUP BY p.place, p.number
+        ), path AS (
+            SELECT h.place, h.place AS root, 0 AS depth FROM change h
+            UNION
+            SELECT a.place, p.root, p.depth + 1 FROM path p JOIN after a ON a.cause = p.place
         ), ordered AS (
-            SELECT h.place, h.place AS root, 0 AS depth FROM change h WHERE h.place NOT IN (SELECT q.place FROM consequence q)
-            UNION ALL
-            SELECT q.place, o.root, o.depth + 1 FROM ordered o JOIN consequence q ON q.cause = o.place
+            SELECT DISTINCT ON (p.place) p.place, p.root, p.depth FROM path p ORDER BY p.place, p.root, p.depth DESC
         ), kept AS (
             -- Rows that are as a change left them, as far as the changeset goes; back to what it did to them first.
             SELECT h.place, h.place AS last, h.relid, h.operation, h.old_key, h.changed
@@ -211,7 +228,7 @@ BEGIN
               FROM kept k LEFT JOIN LATERAL unnest(k.changed) AS n (name) ON true
              GROUP BY k.last
         )
-        SELECT h.*, coalesce(q.is_implied, false) AS is_implied, l.is_new, l.touched,
+        SELECT h.*, coalesce(q.follows AND h.changed <@ q.child_columns AND NOT by_hand, false) AS is_implied, l.is_new, l.touched,
                -- Where to find the row: its key has followed the parent's already.
                CASE WHEN q.follows AND NOT by_hand
                     THEN h.new_row || (SELECT jsonb_object_agg(f.name, h.old_row -> f.name) FROM unnest(q.child_columns) AS f (name))
@@ -255,18 +272,18 @@ DECLARE
          WHERE a.attrelid = target AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND old_row ? a.attname::text
            AND (operation = 'DELETE' OR a.attname = ANY (changed))
          ORDER BY a.attnum);
-    name CONSTANT text := (SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    table_name CONSTANT text := (SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
                             WHERE c.oid = target);
 BEGIN
     CASE operation
         WHEN 'INSERT' THEN
-            RETURN format('DELETE FROM ONLY %s WHERE %s', name, audit.sql_condition(target, found_row, key_columns));
+            RETURN format('DELETE FROM ONLY %s WHERE %s', table_name, audit.sql_condition(target, found_row, key_columns));
         WHEN 'DELETE' THEN
-            RETURN format('INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE VALUES (%s)', name,
+            RETURN format('INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE VALUES (%s)', table_name,
                           (SELECT string_agg(quote_ident(c.name), ', ' ORDER BY c.number) FROM unnest(columns) WITH ORDINALITY AS c (name, number)),
                           array_to_string(audit.sql_literals(target, old_row, columns), ', '));
         ELSE
-            RETURN (SELECT format('UPDATE ONLY %s SET %s WHERE %s', name, string_agg(format('%I = %s', c.name, c.value), ', ' ORDER BY c.number),
+            RETURN (SELECT format('UPDATE ONLY %s SET %s WHERE %s', table_name, string_agg(format('%I = %s', c.name, c.value), ', ' ORDER BY c.number),
                                   audit.sql_condition(target, found_row, key_columns))
                       FROM ROWS FROM (unnest(columns), unnest(audit.sql_literals(target, old_row, columns))) WITH ORDINALITY AS c (name, value, number)
                     HAVING count(*) > 0);
@@ -371,7 +388,7 @@ CREATE FUNCTION undo_differences(of changeset) RETURNS SETOF text
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    changes CONSTANT audit.undo_change[] := ARRAY(SELECT c FROM audit.undo_changes(of) AS c);
+    changes CONSTANT audit.undo_change[] := ARRAY(SELECT c FROM audit.undo_changes(of) AS c ORDER BY c.place);
     c record;
     present jsonb;
 BEGIN
@@ -409,24 +426,24 @@ DECLARE
     of audit.changeset := audit.recorded_changeset(changeset_id);
     steps CONSTANT audit.undo_step[] := ARRAY(SELECT p FROM audit.undo_plan(of, dry_run IS FALSE) AS p);
     context CONSTANT text := pg_catalog.current_setting('audit.context', true);
-    deferrable text;
+    keys text;
     s audit.undo_step;
     changed_rows bigint;
 BEGIN
     IF dry_run IS FALSE THEN
         PERFORM audit.undo_refused(of, steps);
         PERFORM pg_catalog.set_config('audit.context', audit.undo_context(context, changeset_id), true);
-        deferrable := audit.undo_deferrable(of);
-        IF deferrable IS NOT NULL THEN
-            EXECUTE pg_catalog.format('SET CONSTRAINTS %s DEFERRED', deferrable);
+        keys := audit.undo_deferrable(of);
+        IF keys IS NOT NULL THEN
+            EXECUTE pg_catalog.format('SET CONSTRAINTS %s DEFERRED', keys);
         END IF;
         FOREACH s IN ARRAY steps LOOP
             EXECUTE s.statement;
             GET DIAGNOSTICS changed_rows = ROW_COUNT;
             PERFORM audit.undo_changed_one(s.statement, changed_rows);
         END LOOP;
-        IF deferrable IS NOT NULL THEN
-            EXECUTE pg_catalog.format('SET CONSTRAINTS %s IMMEDIATE', deferrable);
+        IF keys IS NOT NULL THEN
+            EXECUTE pg_catalog.format('SET CONSTRAINTS %s IMMEDIATE', keys);
         END IF;
         IF exact IS NOT FALSE THEN
             PERFORM audit.undo_verified(of);

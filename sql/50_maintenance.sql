@@ -32,17 +32,20 @@ AS $$
 DECLARE
     pages CONSTANT bigint := pg_relation_size(partition) / current_setting('block_size')::int;
     summaries int := 0;
+    made int;
     brin regclass;
 BEGIN
     FOR brin IN
         SELECT i.indexrelid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam
          WHERE i.indrelid = partition AND a.amname = 'brin' AND i.indisvalid
     LOOP
-        summaries := summaries + brin_summarize_new_values(brin);
+        made := brin_summarize_new_values(brin);
         -- The range being filled is left without a summary, or each row would have to bring it up to date.
         IF NOT is_closed THEN
-            summaries := summaries - brin_desummarize_last(brin, greatest(pages - 1, 0));
+            PERFORM brin_desummarize_range(brin, greatest(pages - 1, 0));
+            made := greatest(made - 1, 0);
         END IF;
+        summaries := summaries + made;
     END LOOP;
     RETURN summaries;
 END
@@ -103,51 +106,74 @@ END
 $$;
 COMMENT ON FUNCTION close_to_others(regclass) IS 'Takes all rights on a partition from everybody but its owner: the log is read through its parent.';
 
+-- The default partition becomes one of a time in two steps, if it is large. Its rows are checked first, while writers go on;
+-- PostgreSQL believes a constraint that it has checked, and reads nothing when the locks are taken.
+
+CREATE FUNCTION default_is_ready(log_table text, since timestamptz, until timestamptz) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE
+    SET search_path = pg_catalog, pg_temp
+    SET TimeZone = 'UTC' SET DateStyle = 'ISO'
+AS $$
+DECLARE
+    partition CONSTANT regclass := format('audit.%I', log_table || '_default');
+    is_validated CONSTANT boolean := (SELECT k.convalidated FROM pg_constraint k WHERE k.conrelid = partition AND k.conname = 'maintain_range');
+BEGIN
+    IF is_validated THEN
+        RETURN true;
+    ELSIF is_validated IS NULL AND pg_relation_size(partition) <= 64 * 1024 * 1024 THEN
+        RETURN true; -- Read in no time.
+    ELSIF is_validated IS NULL THEN
+        EXECUTE format('ALTER TABLE %s ADD CONSTRAINT maintain_range CHECK (%soccurred_at < %L) NOT VALID', partition,
+                       CASE WHEN since > '-infinity' THEN format('occurred_at >= %L AND ', since) END, until);
+        RETURN false;
+    END IF;
+    BEGIN
+        EXECUTE format('ALTER TABLE %s VALIDATE CONSTRAINT maintain_range', partition);
+    EXCEPTION WHEN check_violation THEN
+        -- Time went on.
+        EXECUTE format('ALTER TABLE %s DROP CONSTRAINT maintain_range', partition);
+        RETURN false;
+    END;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION default_is_ready(text, timestamptz, timestamptz) IS 'Whether a default partition can become one of a time without being read under a lock. Where it cannot, prepares that for the next call.';
+
 CREATE FUNCTION close_default(log_table text, since timestamptz, until timestamptz) RETURNS text
     LANGUAGE plpgsql VOLATILE
     SET search_path = pg_catalog, pg_temp
     SET TimeZone = 'UTC' SET DateStyle = 'ISO'
 AS $$
 DECLARE
-    old CONSTANT regclass := (SELECT partdefid FROM pg_partitioned_table WHERE partrelid = format('audit.%I', log_table)::regclass);
-    old_name CONSTANT text := (SELECT relname FROM pg_class WHERE oid = old);
+    old_name CONSTANT text := log_table || '_default';
+    old CONSTANT regclass := format('audit.%I', old_name);
     name CONSTANT text := audit.partition_name(log_table, since, until);
-    bounds CONSTANT text := format('FROM (%s) TO (%L)', CASE WHEN since = '-infinity' THEN 'MINVALUE' ELSE quote_literal(since) END, until);
-    condition CONSTANT text := concat(CASE WHEN since > '-infinity' THEN format('occurred_at >= %L AND ', since) END, format('occurred_at < %L', until));
-    is_validated CONSTANT boolean := (SELECT k.convalidated FROM pg_constraint k WHERE k.conrelid = old AND k.conname = 'maintain_range');
     index_name text;
 BEGIN
-    -- Up to 64 MB are read in no time. What is larger is read in the next call, which then takes no lock that writers
-    -- mind: PostgreSQL believes a constraint that it has checked.
-    IF pg_relation_size(old) > 64 * 1024 * 1024 AND is_validated IS NULL THEN
-        EXECUTE format('ALTER TABLE %s ADD CONSTRAINT maintain_range CHECK (%s) NOT VALID', old, condition);
-        RETURN NULL;
-    ELSIF NOT is_validated THEN
-        EXECUTE format('ALTER TABLE %s VALIDATE CONSTRAINT maintain_range', old);
-    END IF;
     EXECUTE format('ALTER TABLE audit.%I DETACH PARTITION %s', log_table, old);
-    -- What follows belongs to a table of the extension; a partition like others is dumped with its definition.
+    -- A table of the extension is dumped without its definition; this becomes one like the other partitions.
     EXECUTE format('ALTER EXTENSION audit_ext DROP TABLE %s', old);
     EXECUTE format('DROP TRIGGER IF EXISTS append_only ON %s', old);
     EXECUTE format('ALTER TABLE %s RENAME TO %I', old, name);
     FOR index_name IN SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid WHERE i.indrelid = old LOOP
         EXECUTE format('ALTER INDEX audit.%I RENAME TO %I', index_name, name || substr(index_name, length(old_name) + 1));
     END LOOP;
-    EXECUTE format('ALTER TABLE audit.%I ATTACH PARTITION %s FOR VALUES %s', log_table, old, bounds);
+    EXECUTE format('ALTER TABLE audit.%I ATTACH PARTITION %s FOR VALUES FROM (%s) TO (%L)', log_table, old,
+                   CASE WHEN since > '-infinity' THEN quote_literal(since) ELSE 'MINVALUE' END, until);
     EXECUTE format('ALTER TABLE %s DROP CONSTRAINT IF EXISTS maintain_range', old);
     PERFORM audit.close_to_others(old);
     EXECUTE format('CREATE TABLE audit.%I PARTITION OF audit.%I DEFAULT', old_name, log_table);
     EXECUTE format('ALTER EXTENSION audit_ext ADD TABLE audit.%I', old_name);
-    -- As pg_extension_config_dump, which only CREATE EXTENSION may call.
+    -- As pg_extension_config_dump, which CREATE EXTENSION alone may call.
     UPDATE pg_extension
        SET extconfig = extconfig || format('audit.%I', old_name)::regclass::oid, extcondition = extcondition || ''::text
      WHERE extname = 'audit_ext';
     PERFORM audit.close_to_others(format('audit.%I', old_name)::regclass);
     PERFORM audit.summarize_partition(format('audit.%I', old_name)::regclass, false);
-    RETURN format('audit.%I', name);
+    RETURN old::text;
 END
 $$;
-COMMENT ON FUNCTION close_default(text, timestamptz, timestamptz) IS 'Makes the default partition one of a time, and an empty one the default. Of a large one it only prepares this, and returns NULL: the next call does it.';
+COMMENT ON FUNCTION close_default(text, timestamptz, timestamptz) IS 'Makes the default partition one of a time, and an empty one the default.';
 
 CREATE FUNCTION maintain(partition_interval text DEFAULT NULL, ahead int DEFAULT 2)
     RETURNS TABLE (action text, object text)
@@ -170,8 +196,8 @@ DECLARE
     oldest timestamptz;
     newest timestamptz;
     boundary timestamptz;
+    until timestamptz;
     made int;
-    detail text;
 BEGIN
     IF ahead IS NULL OR ahead NOT BETWEEN 1 AND 100 THEN
         RAISE EXCEPTION 'ahead must be between 1 and 100' USING ERRCODE = 'invalid_parameter_value',
@@ -218,7 +244,9 @@ BEGIN
                     RETURN NEXT;
                 END IF;
                 IF made > 0 THEN
-                    EXECUTE format('ANALYZE %s', p.partition);
+                    EXECUTE format('ANALYZE %s (%s)', p.partition, CASE log_table
+                        WHEN 'event' THEN 'occurred_at, seq, relation_id, operation, status, changeset_id, resource_id, action, resource'
+                        ELSE 'occurred_at, id, event_count, user_id, tenant_id, request_id, ip_address' END);
                 END IF;
             EXCEPTION WHEN lock_not_available THEN
                 RAISE WARNING 'partition % is locked; it is left for the next call', p.partition;
@@ -226,30 +254,51 @@ BEGIN
         END LOOP;
     END LOOP;
 
-    -- Partitions, both tables alike. Last, since the locks are held until the end.
-    SELECT max(l.until) INTO last_until
-      FROM audit.log_partitions('event', 'occurred_at', '-infinity', 'infinity') AS l WHERE NOT l.is_default;
+    -- Partitions, both tables alike. Last, since their locks are held until the end.
+    last_until := (SELECT max(l.until) FROM audit.log_partitions('event', 'occurred_at', '-infinity', 'infinity') AS l WHERE NOT l.is_default);
+    boundary := date_trunc(unit, now()) + step;
     SELECT least(e.first, c.first), greatest(e.last, c.last) INTO oldest, newest
       FROM (SELECT min(occurred_at) AS first, max(occurred_at) AS last FROM audit.event_default) AS e,
            (SELECT min(occurred_at) AS first, max(occurred_at) AS last FROM audit.changeset_default) AS c;
-    boundary := date_trunc(unit, now()) + step;
     BEGIN
-        IF oldest IS NOT NULL THEN
-            IF oldest >= coalesce(last_until, '-infinity') AND newest < boundary THEN
+        IF oldest < last_until OR newest >= boundary THEN
+            RAISE WARNING 'the default partitions hold records of % to %, which stay there', oldest, newest
+                USING DETAIL = format('Other partitions end at %s; the present one would end at %s.', last_until, boundary),
+                      HINT = 'The clock was wrong, or partitions were made by hand.';
+        ELSIF oldest IS NOT NULL THEN
+            IF audit.default_is_ready('changeset', coalesce(last_until, '-infinity'), boundary)
+               AND audit.default_is_ready('event', coalesce(last_until, '-infinity'), boundary)
+            THEN
                 FOREACH log_table IN ARRAY '{changeset,event}'::text[] LOOP
+                    action := 'default closed';
                     object := audit.close_default(log_table, coalesce(last_until, '-infinity'), boundary);
-                    action := CASE WHEN object IS NULL THEN 'prepared' ELSE 'closed default' END;
-                    object := coalesce(object, format('audit.%I', log_table || '_default'));
                     RETURN NEXT;
-                    EXIT WHEN action = 'prepared';
                 END LOOP;
                 last_until := boundary;
             ELSE
-                RAISE WARNING 'the default partitions hold records of % to %', oldest, newest
-                    USING DETAIL = format('Other partitions end at %s, and the next boundary is %s.', last_until, boundary),
-                          HINT = 'They stay there. The clock was wrong, or partitions were made by hand.';
+                action := 'default prepared';
+                object := 'call again';
+                RETURN NEXT;
+                RETURN;
             END IF;
         END IF;
+        boundary := greatest(last_until, date_trunc(unit, now()));
+        WHILE boundary < date_trunc(unit, now()) + (ahead + 1) * step LOOP
+            until := date_trunc(unit, boundary) + step;
+            IF NOT EXISTS (SELECT FROM audit.event_default WHERE occurred_at >= boundary AND occurred_at < until)
+               AND NOT EXISTS (SELECT FROM audit.changeset_default WHERE occurred_at >= boundary AND occurred_at < until)
+            THEN
+                FOREACH log_table IN ARRAY '{changeset,event}'::text[] LOOP
+                    CONTINUE WHEN EXISTS (SELECT FROM audit.log_partitions(log_table, 'occurred_at', boundary, until) AS l WHERE NOT l.is_default);
+                    action := 'partition';
+                    object := audit.make_partition(log_table, boundary, until);
+                    RETURN NEXT;
+                END LOOP;
+            END IF;
+            boundary := until;
+        END LOOP;
+    EXCEPTION WHEN lock_not_available THEN
+        RAISE WARNING 'the log is locked; its partitions are left for the next call';
     END;
 END
 $$;
