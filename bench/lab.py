@@ -6,6 +6,8 @@ begin with equal tables, indexes and hint bits, and an empty log.
 """
 
 import itertools
+import os
+import platform
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,11 +33,12 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class State:
-    """What a database holds: `build` fills it, `tables` are the ones to audit."""
+    """What a database holds: `build` fills it, `tables` are the ones to audit, `finish` runs when a trail is there."""
 
     name: str
     tables: tuple
     build: Callable
+    finish: Callable | None = None
 
 
 class Lab:
@@ -44,9 +47,32 @@ class Lab:
         self.admin = cluster.connect("postgres")
         self._templates = {}
         self._numbers = itertools.count(1)
+        with cluster.connect("template1") as conn:
+            # In every database, for waits.py; in the administrator's, for measure.py. Not every installation has contrib.
+            for extension, place in (("pg_buffercache", conn), ("pg_walinspect", self.admin)):
+                if conn.execute("SELECT FROM pg_available_extensions WHERE name = %s", [extension]).fetchone() is not None:
+                    place.execute(f"CREATE EXTENSION {extension}")
 
     def connect(self, dbname, variant, **settings):
         return self.cluster.connect(dbname, options=variant.options(**settings))
+
+    def machine(self):
+        """Where and with what figures are taken."""
+        lines = (line.partition(":") for line in open("/proc/cpuinfo", encoding="utf-8"))
+        return {
+            "processor": next((value.strip() for key, _, value in lines if key.startswith("model name")), platform.machine()),
+            "processors": os.cpu_count(),
+            "kernel": platform.release(),
+            "postgresql": self.admin.execute("SHOW server_version").fetchone()[0],
+            "settings": SETTINGS,
+        }
+
+    def restart(self, **settings):
+        """Restarts the server with further settings. There must be no session but the administrator's."""
+        self.admin.close()
+        self.cluster.configure(**settings)
+        self.cluster.restart()
+        self.admin = self.cluster.connect("postgres")
 
     def checkpoint(self):
         self.admin.execute("CHECKPOINT")
@@ -74,6 +100,8 @@ class Lab:
             name = self._create(base)
             with self.connect(name, variant) as conn:
                 variant.install(conn, state.tables)
+                if state.finish and variant.audits:
+                    state.finish(conn)
             self._templates[key] = name
         return self._templates[key]
 
@@ -83,10 +111,14 @@ class Lab:
         self.admin.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
         return name
 
+    def copy(self, state, variant):
+        """A fresh copy of the state with the variant's trail."""
+        return self._create(self._template(state, variant))
+
     @contextmanager
     def database(self, state, variant):
-        """A fresh copy of the state with the variant's trail; dropped afterwards."""
-        name = self._create(self._template(state, variant))
+        """A copy that is dropped afterwards."""
+        name = self.copy(state, variant)
         try:
             yield name
         finally:
@@ -96,11 +128,32 @@ class Lab:
             self.admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+def read(conn, tables):
+    """Reads tables and what they keep out of line into shared buffers, maps those buffers into this backend and sets hint bits."""
+    for table in tables:
+        conn.execute(f"SELECT count(*) FROM {table}")
+    query = "SELECT reltoastrelid::regclass::text FROM pg_class WHERE oid = ANY (%s::regclass[]) AND reltoastrelid <> 0"
+    for (toast,) in conn.execute(query, [list(tables)]).fetchall():
+        conn.execute(f"SELECT count(*) FROM {toast}")
+
+
 def warm(conn, tables):
-    """Reads tables and indexes into shared buffers, and maps those buffers into this backend."""
+    """Reads the database's own tables, and the key's index of those given."""
     conn.execute("SET enable_seqscan = off")
     for table in tables:
         conn.execute(f"SELECT count(*) FROM (SELECT * FROM {table} ORDER BY id OFFSET 0) AS ordered")
     conn.execute("RESET enable_seqscan")
-    for table in tables:
-        conn.execute(f"SELECT count(*) FROM {table}")
+    query = "SELECT oid::regclass::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"
+    read(conn, [name for (name,) in conn.execute(query)])
+
+
+def desummarize(conn, tables):
+    """Leaves the first range of BRIN indexes without a summary, as the log's own are: keeping one up to date costs more than the rest."""
+    conn.execute(
+        """
+        SELECT brin_desummarize_range(indexrelid, 0)
+          FROM pg_index JOIN pg_class c ON c.oid = indexrelid JOIN pg_am a ON a.oid = c.relam
+         WHERE indrelid = ANY (%s::oid[]) AND amname = 'brin'
+        """,
+        [list(tables)],
+    )

@@ -63,6 +63,17 @@ def wal_position(conn):
     return conn.execute("SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint").fetchone()[0]
 
 
+def wal_records(conn, since, until):
+    """Bytes of WAL between two positions, less the full images of pages that a checkpoint before the run has made necessary: they
+    are paid once a page, so their share in a transaction depends on how many there were. With them, without contrib's pg_walinspect."""
+    if conn.execute("SELECT FROM pg_extension WHERE extname = 'pg_walinspect'").fetchone() is None:
+        return until - since
+    # The function reads no further than what is on disk.
+    conn.execute("BEGIN; SET LOCAL synchronous_commit = on; SELECT pg_logical_emit_message(true, 'bench', ''); COMMIT")
+    query = "SELECT sum(record_size)::bigint FROM pg_get_wal_stats('0/0'::pg_lsn + %s, '0/0'::pg_lsn + %s)"
+    return conn.execute(query, [since, until]).fetchone()[0]
+
+
 def backend_pid(conn):
     return conn.info.backend_pid
 

@@ -10,7 +10,9 @@ events      a query for the number of events in the log; without it the count is
 teardown    run in the database before it is dropped, for trails that leave something outside it
 
 Every section may be missing. `bare` is the variant without any. Another trail joins with
-`--peer NAME=FILE`; it needs no code here.
+`--peer NAME=FILE`; it needs no code here. A line `-- include: NAME` stands for the file of that name in
+the folder of `--peer-sources`, psql's own commands left out: so that the files in peers/ can name what
+belongs to others.
 
 Each variant gets databases of its own and every measurement a fresh copy of one: a log that refuses
 TRUNCATE cannot be emptied, and a copy is the same each time.
@@ -52,6 +54,9 @@ class Variant:
         """Makes the trail in a new database and audits the tables."""
         if self.setup:
             conn.execute(self.setup)
+        self.enable_all(conn, tables)
+
+    def enable_all(self, conn, tables):
         for table in tables if self.enable else ():
             conn.execute(self.enable.replace(":table", sql.Literal(table).as_string(conn)))
 
@@ -67,9 +72,17 @@ class Variant:
 BARE = Variant("bare")
 
 
-def read(name, path):
+def read(name, path, sources=None):
     """Reads a variant's file."""
-    parts = re.split(r"^-- section: *(\w+) *\n", Path(path).read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+    def included(match):
+        if sources is None:
+            raise ContractError(f"{path} includes {match[1]}: say where it is, with --peer-sources FOLDER")
+        text = (Path(sources) / match[1]).read_text(encoding="utf-8")
+        return re.sub(r"^\\.*$", "", text, flags=re.MULTILINE)
+
+    text = re.sub(r"^-- include: *(\S+) *$", included, Path(path).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    parts = re.split(r"^-- section: *(\w+) *\n", text, flags=re.MULTILINE)
     sections = dict(zip(parts[1::2], parts[2::2]))
     unknown = sorted(set(sections) - set(SECTIONS))
     if unknown:

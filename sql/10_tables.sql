@@ -33,13 +33,19 @@ CREATE TABLE ledger (
     era               int         PRIMARY KEY,
     id                uuid        NOT NULL,
     system_identifier numeric     NOT NULL,
-    started_at        timestamptz NOT NULL
+    started_at        timestamptz NOT NULL,
+    timeline          bigint      NOT NULL,
+    database_id       oid         NOT NULL,
+    origin            text        NOT NULL
 );
-COMMENT ON TABLE ledger IS 'One row per cluster that this log has lived in. WAL positions and transaction ids start again in each, so records are ordered by era first.';
-COMMENT ON COLUMN ledger.era IS 'Counts the clusters, from 1.';
-COMMENT ON COLUMN ledger.id IS 'Identity of the log in this era.';
+COMMENT ON TABLE ledger IS 'One row per ledger: a new one begins where the log finds itself in another cluster, on another WAL timeline or in another database, since history can fork there and WAL positions and transaction ids may start again. Records are ordered by era first.';
+COMMENT ON COLUMN ledger.era IS 'Counts the ledgers, from 1.';
+COMMENT ON COLUMN ledger.id IS 'Identity of the ledger.';
 COMMENT ON COLUMN ledger.system_identifier IS 'The cluster''s system identifier, as pg_control_system() shows it.';
-COMMENT ON COLUMN ledger.started_at IS 'When the log was first written in that cluster.';
+COMMENT ON COLUMN ledger.started_at IS 'When the first record was written to it.';
+COMMENT ON COLUMN ledger.timeline IS 'WAL timeline: a promoted standby and a point-in-time recovery have another.';
+COMMENT ON COLUMN ledger.database_id IS 'The database''s oid.';
+COMMENT ON COLUMN ledger.origin IS 'Name of the ledger in its checkpoints.';
 
 CREATE TABLE relation (
     id           int         PRIMARY KEY,
@@ -152,7 +158,7 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON TABLE event IS 'One recorded fact: a row change, a failure, an application action. Written by the statement that it records; append-only.';
+COMMENT ON TABLE event IS 'One recorded fact: a row change, a failure, an application action. Written in the transaction that it records; append-only.';
 COMMENT ON COLUMN event.occurred_at IS 'The changeset''s occurred_at.';
 COMMENT ON COLUMN event.seq IS 'Counts the events of the transaction, from 0, without gaps.';
 COMMENT ON COLUMN event.command IS 'Command id that made the row version: cmin of the new one, cmax of a deleted one.';
@@ -163,8 +169,8 @@ COMMENT ON COLUMN event.checksum IS 'SHA-256 of salt and canonical text: docs/fo
 COMMENT ON COLUMN event.resource_id IS 'The row''s key as text; of a composite key, its JSON array.';
 COMMENT ON COLUMN event.row_image IS 'The row after INSERT, UPDATE and SNAPSHOT, before DELETE.';
 COMMENT ON COLUMN event.old_values IS 'Of an UPDATE: previous values of the columns that changed.';
-COMMENT ON COLUMN event.details IS 'Further facts: soft_delete, old_resource_id and the like.';
-COMMENT ON COLUMN event.action IS 'Name of the action, of application events.';
+COMMENT ON COLUMN event.details IS 'Further facts: docs/format.md.';
+COMMENT ON COLUMN event.action IS 'What happened: of application events, and of row events for which there is an action rule.';
 COMMENT ON COLUMN event.resource IS 'What an application event is about; NULL for row events, see audit.relation.';
 
 CREATE TABLE policy (
@@ -177,6 +183,7 @@ CREATE TABLE policy (
     soft_delete_column text,
     require_context    text[]      NOT NULL DEFAULT '{}',
     skip_unchanged     boolean     NOT NULL DEFAULT false,
+    tenant_column      text,
     enabled_at         timestamptz NOT NULL DEFAULT now(),
     enabled_by         text        NOT NULL DEFAULT session_user
 );
@@ -190,6 +197,7 @@ COMMENT ON COLUMN policy.mask_columns IS 'Columns recorded as "***".';
 COMMENT ON COLUMN policy.soft_delete_column IS 'Column whose becoming true or non-null is recorded as a soft delete.';
 COMMENT ON COLUMN policy.require_context IS 'Context keys without which a change is refused.';
 COMMENT ON COLUMN policy.skip_unchanged IS 'Whether an UPDATE that changes no recorded column is left out.';
+COMMENT ON COLUMN policy.tenant_column IS 'Column that names the row''s tenant, which counts where the context names none.';
 COMMENT ON COLUMN policy.enabled_at IS 'When auditing began.';
 COMMENT ON COLUMN policy.enabled_by IS 'Session role that enabled it.';
 
@@ -202,6 +210,7 @@ CREATE TABLE schema_policy (
     soft_delete_column text,
     require_context    text[]      NOT NULL DEFAULT '{}',
     skip_unchanged     boolean     NOT NULL DEFAULT false,
+    tenant_column      text,
     except_tables      text[]      NOT NULL DEFAULT '{}',
     enabled_at         timestamptz NOT NULL DEFAULT now(),
     enabled_by         text        NOT NULL DEFAULT session_user

@@ -22,12 +22,12 @@ DO $$
 DECLARE
     t text;
 BEGIN
-    FOREACH t IN ARRAY '{changeset,event,relation,ledger}'::text[] LOOP
+    FOREACH t IN ARRAY '{changeset,event,relation,ledger,entry,tile,checkpoint,cosignature,erasure}'::text[] LOOP
         EXECUTE format('CREATE TRIGGER append_only_row BEFORE UPDATE OR DELETE ON audit.%I
                             FOR EACH ROW EXECUTE FUNCTION audit.append_only()', t);
         EXECUTE format('ALTER TABLE audit.%I ENABLE ALWAYS TRIGGER append_only_row', t);
     END LOOP;
-    FOREACH t IN ARRAY '{changeset,changeset_default,event,event_default,relation,ledger}'::text[] LOOP
+    FOREACH t IN ARRAY '{changeset,changeset_default,event,event_default,relation,ledger,entry,tile,checkpoint,cosignature,erasure}'::text[] LOOP
         EXECUTE format('CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit.%I
                             FOR EACH STATEMENT EXECUTE FUNCTION audit.append_only()', t);
         EXECUTE format('ALTER TABLE audit.%I ENABLE ALWAYS TRIGGER append_only', t);
@@ -59,8 +59,8 @@ BEGIN ATOMIC
                r.schema_name, r.table_name, e.operation, e.action, e.status, e.resource, e.resource_id,
                e.row_image, e.old_values, e.details)::text
       FROM audit.event e LEFT JOIN audit.relation r ON r.id = e.relation_id
-     WHERE e.changeset_id = canonical.changeset_id AND e.seq = canonical.seq
-       AND e.occurred_at = audit.changeset_time(canonical.changeset_id);
+     WHERE e.occurred_at = audit.changeset_time(canonical.changeset_id)
+       AND e.changeset_id = canonical.changeset_id AND e.seq = canonical.seq;
 END;
 COMMENT ON FUNCTION canonical(uuid, int) IS 'Text that an event''s checksum is taken over, after its salt: docs/format.md. NULL where there is no such event.';
 
@@ -91,38 +91,83 @@ BEGIN ATOMIC
                        || pg_catalog.convert_to(audit.canonical(c.id), 'UTF8'))
                    AND (SELECT pg_catalog.count(*) = c.event_count
                                AND audit.merkle_root(pg_catalog.array_agg(m.checksum ORDER BY m.seq)) = c.events_root
-                          FROM audit.event m WHERE m.changeset_id = c.id AND m.occurred_at = c.occurred_at))
+                          FROM audit.event m WHERE m.changeset_id = c.id AND m.occurred_at = c.occurred_at)
+                   AND NOT EXISTS (SELECT FROM audit.entry n
+                                    WHERE n.changeset_id = c.id AND n.checksum <> c.checksum))
       FROM audit.event e JOIN audit.changeset c ON c.id = e.changeset_id AND c.occurred_at = e.occurred_at
      WHERE e.changeset_id = verify_event.changeset_id AND e.seq = verify_event.seq
-       AND e.occurred_at = audit.changeset_time(verify_event.changeset_id);
+       AND e.occurred_at = audit.changeset_time(verify_event.changeset_id)
+       AND c.occurred_at = audit.changeset_time(verify_event.changeset_id);
 END;
-COMMENT ON FUNCTION verify_event(uuid, int) IS 'Whether an event is as it was written: its checksum, its changeset''s, and its place in the changeset''s Merkle root. False where there is no such event.';
+COMMENT ON FUNCTION verify_event(uuid, int) IS 'Whether an event is as it was written: its checksum, its changeset''s, its place in the changeset''s Merkle root, and the changeset''s entry in the Merkle log if it is sealed. False where there is no such event.';
+
+-- What people query, in three parts, so that each is planned by itself. They restrict what is read, by tenant (16_tenants.sql),
+-- and are barriers: conditions that could tell of rows they refuse wait until those are gone. Time alone is not fenced: it
+-- is what partitions are chosen by.
+DO $$
+DECLARE
+    part record;
+BEGIN
+    FOR part IN
+        SELECT * FROM (VALUES
+            ('row_events', 'r.resource',
+             'audit.event e
+              JOIN audit.changeset c ON c.id = e.changeset_id AND c.occurred_at = e.occurred_at
+              JOIN audit.relation r ON r.id = e.relation_id',
+             'true', 'Part of audit.log: events of rows and tables.'),
+            ('other_events', 'e.resource',
+             'audit.event e
+              JOIN audit.changeset c ON c.id = e.changeset_id AND c.occurred_at = e.occurred_at',
+             'e.relation_id IS NULL', 'Part of audit.log: events of no table, such as those of applications.'),
+            ('pending_events', 'coalesce(r.resource, e.resource)',
+             'audit.pending_changesets() c
+              JOIN audit.event e ON e.changeset_id = c.id AND e.occurred_at = c.occurred_at
+              LEFT JOIN audit.relation r ON r.id = e.relation_id',
+             'true', 'Part of audit.log: this transaction''s own events.')
+        ) AS v (name, resource, source, condition, comment)
+    LOOP
+        EXECUTE pg_catalog.format(
+            'CREATE VIEW audit.%I WITH (security_barrier) AS SELECT c.occurred_at, %s FROM %s WHERE %s AND audit.tenant_visible(c.tenant_id)',
+            part.name,
+            (SELECT pg_catalog.string_agg(pg_catalog.format('audit.fenced(%s, c.tenant_id) AS %I', expression, name), ', ' ORDER BY n)
+               FROM (VALUES
+                    (1, 'era', 'c.era'), (2, 'position', 'c.position'), (3, 'command', 'e.command'), (4, 'seq', 'e.seq'),
+                    (5, 'changeset_id', 'c.id'), (6, 'user_id', 'c.user_id'), (7, 'tenant_id', 'c.tenant_id'),
+                    (8, 'action', 'e.action'), (9, 'operation', 'e.operation::text'), (10, 'resource', part.resource),
+                    (11, 'resource_id', 'e.resource_id'), (12, 'status', 'e.status::text'),
+                    (13, 'old_row', $x$CASE e.operation WHEN 'UPDATE' THEN e.row_image || e.old_values WHEN 'DELETE' THEN e.row_image END$x$),
+                    (14, 'new_row', $x$CASE WHEN e.operation <> 'DELETE' THEN e.row_image END$x$),
+                    (15, 'changed_columns', $x$CASE WHEN e.operation = 'UPDATE' THEN ARRAY(SELECT jsonb_object_keys(e.old_values)) END$x$),
+                    (16, 'details', 'e.details'), (17, 'ip_address', 'c.ip_address'), (18, 'user_agent', 'c.user_agent'),
+                    (19, 'request_id', 'c.request_id'), (20, 'session_id', 'c.session_id'), (21, 'reason', 'c.reason'),
+                    (22, 'context', 'c.context'), (23, 'session_role', 'c.session_role'), (24, 'effective_role', 'c.effective_role'),
+                    (25, 'application_name', 'c.application_name'), (26, 'client_addr', 'c.client_addr'), (27, 'xid', 'c.xid'),
+                    (28, 'checksum', 'e.checksum'), (29, 'relation_id', 'e.relation_id'), (30, 'event_at', 'e.occurred_at')
+               ) AS shown (n, name, expression)),
+            part.source, part.condition);
+        EXECUTE pg_catalog.format('COMMENT ON VIEW audit.%I IS %L', part.name, part.comment);
+    END LOOP;
+END
+$$;
 
 CREATE VIEW log AS
-    SELECT c.occurred_at, c.era, c.position, e.command, e.seq, e.changeset_id, c.user_id, c.tenant_id, e.action,
-           e.operation::text AS operation, coalesce(r.resource, e.resource) AS resource, e.resource_id,
-           e.status::text AS status,
-           CASE e.operation WHEN 'UPDATE' THEN e.row_image || e.old_values WHEN 'DELETE' THEN e.row_image END AS old_row,
-           CASE WHEN e.operation <> 'DELETE' THEN e.row_image END AS new_row,
-           CASE WHEN e.operation = 'UPDATE' THEN ARRAY(SELECT jsonb_object_keys(e.old_values)) END AS changed_columns,
-           e.details, c.ip_address, c.user_agent, c.request_id, c.session_id, c.reason, c.context, c.session_role,
-           c.effective_role, c.application_name, c.client_addr, c.xid, e.checksum, e.relation_id,
-           e.occurred_at AS event_at
-      FROM event e
-      JOIN changeset c ON c.id = e.changeset_id AND c.occurred_at = e.occurred_at
-      LEFT JOIN relation r ON r.id = e.relation_id
-    UNION ALL
-    SELECT c.occurred_at, c.era, c.position, e.command, e.seq, e.changeset_id, c.user_id, c.tenant_id, e.action,
-           e.operation::text, coalesce(r.resource, e.resource), e.resource_id, e.status::text,
-           CASE e.operation WHEN 'UPDATE' THEN e.row_image || e.old_values WHEN 'DELETE' THEN e.row_image END,
-           CASE WHEN e.operation <> 'DELETE' THEN e.row_image END,
-           CASE WHEN e.operation = 'UPDATE' THEN ARRAY(SELECT jsonb_object_keys(e.old_values)) END,
-           e.details, c.ip_address, c.user_agent, c.request_id, c.session_id, c.reason, c.context, c.session_role,
-           c.effective_role, c.application_name, c.client_addr, c.xid, e.checksum, e.relation_id, e.occurred_at
-      FROM pending_changesets() c
-      JOIN event e ON e.changeset_id = c.id AND e.occurred_at = c.occurred_at
-      LEFT JOIN relation r ON r.id = e.relation_id;
+    SELECT * FROM row_events UNION ALL SELECT * FROM other_events UNION ALL SELECT * FROM pending_events;
 COMMENT ON VIEW log IS 'Events with their context: what people query. This transaction''s own events have no position yet. ORDER BY era, position NULLS LAST, command, seq reads the versions of each row in the order in which they came into being.';
+
+CREATE FUNCTION uncatalogued_actions(
+        since timestamptz DEFAULT now() - interval '30 days',
+        OUT action text, OUT events bigint, OUT first_at timestamptz, OUT last_at timestamptz)
+    RETURNS SETOF record
+    LANGUAGE sql STABLE PARALLEL RESTRICTED
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT l.action, count(*), min(l.occurred_at), max(l.occurred_at)
+      FROM audit.log l
+     WHERE l.action IS NOT NULL AND (uncatalogued_actions.since IS NULL OR l.occurred_at >= uncatalogued_actions.since)
+       AND NOT EXISTS (SELECT FROM audit.action a WHERE a.name = l.action)
+     GROUP BY 1 ORDER BY 2 DESC, 1;
+END;
+COMMENT ON FUNCTION uncatalogued_actions(timestamptz) IS 'Actions that were recorded since then, and that audit.action does not list. NULL: ever.';
 
 CREATE FUNCTION grant_functions(role regrole, names text[]) RETURNS void
     LANGUAGE plpgsql
@@ -135,13 +180,28 @@ END
 $$;
 COMMENT ON FUNCTION grant_functions(regrole, text[]) IS 'Lets a role call functions of this extension, given by their names.';
 
+CREATE FUNCTION action_rule_errors(
+        since timestamptz DEFAULT now() - interval '7 days',
+        OUT rule int, OUT sqlstate text, OUT resource text, OUT events bigint, OUT first_at timestamptz, OUT last_at timestamptz)
+    RETURNS SETOF record
+    LANGUAGE sql STABLE PARALLEL RESTRICTED
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT e.rule, e.sqlstate, l.resource, count(*), min(l.occurred_at), max(l.occurred_at)
+      FROM audit.log l, jsonb_to_recordset(l.details -> 'rule_errors') AS e (rule int, sqlstate text)
+     WHERE (action_rule_errors.since IS NULL OR l.occurred_at >= action_rule_errors.since)
+       AND l.operation IN ('INSERT', 'UPDATE', 'DELETE') AND l.details ? 'rule_errors'
+     GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3;
+END;
+COMMENT ON FUNCTION action_rule_errors(timestamptz) IS 'Action rules whose condition failed since then: with which SQLSTATE, on which table, for how many events. NULL: ever.';
+
 CREATE FUNCTION grant_reader(role regrole) RETURNS void
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    EXECUTE format('GRANT SELECT ON audit.log, audit.changeset, audit.event, audit.relation, audit.ledger, audit.policy, audit.schema_policy TO %s', role);
-    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.pending_changesets(), audit.changeset_time(uuid), audit.canonical(uuid, int), audit.canonical(uuid), audit.verify_event(uuid, int), audit.merkle_root(bytea[]) TO %s', role);
+    EXECUTE format('GRANT SELECT ON audit.log, audit.changeset, audit.event, audit.relation, audit.ledger, audit.entry, audit.tile, audit.checkpoint, audit.cosignature, audit.erasure, audit.policy, audit.schema_policy, audit.action, audit.action_rule, audit.stats, audit.tenant_reader TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.pending_changesets(), audit.changeset_time(uuid), audit.canonical(uuid, int), audit.canonical(uuid), audit.canonical_relation(audit.relation), audit.canonical_ledger(audit.ledger), audit.canonical_seal(text, bigint, timestamptz, xid8, xid8, text), audit.checksum_of(text), audit.verify_event(uuid, int), audit.verify(timestamptz, timestamptz, text), audit.verify_contents(timestamptz, timestamptz), audit.erased(), audit.verify_changesets(timestamptz, timestamptz), audit.verify_entries(timestamptz, timestamptz), audit.verify_tree(text), audit.prove(uuid, int), audit.prove_consistency(bigint), audit.merkle_root(bytea[]), audit.uncatalogued_actions(timestamptz), audit.note_read(text, jsonb), audit.action_rule_errors(timestamptz), audit.queue_state(), audit.bound_tenants(), audit.tenant_visible(text), audit.fenced(anyelement, text) TO %s', role);
     EXECUTE format('GRANT SELECT ON audit.log_changeset, audit.log_event TO %s', role);
     PERFORM audit.grant_functions(role, '{get_logs,count_logs,user_activity,tenant_activity,failed_logins,statistics,security_events,
         required,log_filter,log_place,log_cursor,log_partitions,log_windows,next_events,next_changesets,instant_among}');
@@ -154,17 +214,26 @@ CREATE FUNCTION grant_admin(role regrole) RETURNS void
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean), audit.disable(regclass), audit.enable_schema(regnamespace, boolean, text[], text[], text, text[], boolean, boolean), audit.disable_schema(regnamespace) TO %s', role);
-    EXECUTE format('GRANT SELECT ON audit.policy, audit.schema_policy TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean, text), audit.disable(regclass), audit.enable_schema(regnamespace, boolean, text[], text[], text, text[], boolean, boolean, text), audit.disable_schema(regnamespace), audit.seal(boolean), audit.add_cosignature(text), audit.erase(regclass, text, text), audit.erase_user(text, text), audit.add_action_rule(regclass, text, text, text[], text, int), audit.drop_action_rule(int) TO %s', role);
+    EXECUTE format('GRANT SELECT ON audit.policy, audit.schema_policy, audit.action, audit.action_rule TO %s', role);
+    EXECUTE format('GRANT INSERT, UPDATE, DELETE ON audit.action TO %s', role);
 END
 $$;
-COMMENT ON FUNCTION grant_admin(regrole) IS 'Lets a role enable and disable auditing of any table. Reading the log is another right: audit.grant_reader.';
+COMMENT ON FUNCTION grant_admin(regrole) IS 'Lets a role enable and disable auditing of any table, say what its changes mean, and edit the catalog of actions. Reading the log is another right: audit.grant_reader.';
 
-COMMENT ON FUNCTION enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean) IS 'Audits a table, its partitions and inheritance children, or changes how. Errors: 42809 for what cannot be audited, 42703 for unknown columns, 22023 for bad options, 0A000 for modes other than sync.';
+COMMENT ON FUNCTION enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean, text) IS 'Audits a table, its partitions and inheritance children, or changes how. Errors: 42809 for what cannot be audited, 42703 for unknown columns, 22023 for bad options, 0A000 for modes other than sync.';
 COMMENT ON FUNCTION disable(regclass) IS 'Ends auditing of a table and of what follows it. Its records stay. Errors: 55000 where it is not audited or follows another table.';
-COMMENT ON FUNCTION enable_schema(regnamespace, boolean, text[], text[], text, text[], boolean, boolean) IS 'Audits the tables of a schema, with include_future also those to come. Returns the number of tables.';
+COMMENT ON FUNCTION enable_schema(regnamespace, boolean, text[], text[], text, text[], boolean, boolean, text) IS 'Audits the tables of a schema, with include_future also those to come. Returns the number of tables.';
 COMMENT ON FUNCTION disable_schema(regnamespace) IS 'Ends auditing of the tables of a schema, present and future. Returns the number of tables.';
 COMMENT ON FUNCTION set_context(text, text, text, text, inet, text, text, jsonb, boolean) IS 'Sets the context: who, for whom, from where, why. NULL leaves a value as it is, the empty string clears it. For the transaction, or with is_local => false for the session. Errors: 22023 for a value that is too long or malformed.';
 COMMENT ON FUNCTION clear_context() IS 'Clears the context of the transaction and of the session.';
 COMMENT ON FUNCTION client_ip(text, text, inet, inet[]) IS 'Address of the client behind proxies: the right-most address of X-Forwarded-For that is no trusted proxy, considered only where the connection comes from one.';
+COMMENT ON FUNCTION seal(boolean) IS 'Appends the changesets of all finished transactions older than any that is under way to the Merkle log, and publishes a checkpoint: a row, NOTIFY audit_checkpoint, a line of the server log. Returns the number of entries. With everything => true, looks at all changesets and not only at recent ones. Errors: 25001 with a shared snapshot, 25006 on a standby, F0000 where the signing key cannot be used, XX001 where the log was altered.';
+COMMENT ON FUNCTION erase(regclass, text, text) IS 'Erases what the log holds of a row: images, details, key and salt of the events under that resource_id. Their checksums stay, and an event audit.erased says what was erased and why. Returns the number of events. Copies in WAL, backups and until the next VACUUM in the table''s files are not reached. Errors: XX001 where a record was altered.';
+COMMENT ON FUNCTION erase_user(text, text) IS 'Erases the context of a user''s changesets (user, request, session, addresses, user agent, reason, context, statement, application name), their salts, and details of what the application reported under it. Row images are erased by key: audit.erase. An event audit.erased says what was erased and why. Returns the number of changesets. Errors: XX001 where a record was altered.';
+COMMENT ON FUNCTION prove(uuid, int) IS 'A proof that an event is in the log, for somebody who does not have the log: C2SP tlog-proof with the event, its changeset and the path between them in the extra line. Errors: P0002 without such an event, 55000 where it is not sealed yet or was erased, XX001 where it was altered.';
+COMMENT ON FUNCTION prove_consistency(bigint) IS 'A proof that the current ledger, when it had that many entries, was the beginning of what its last checkpoint tells of: old size, hashes, checkpoint, as C2SP tlog-witness has it. Errors: 22023 for a size that the ledger never had.';
+COMMENT ON FUNCTION add_cosignature(text) IS 'Stores the cosignatures on a checkpoint by the witnesses of audit.witness_keys. Returns how many are new. Errors: 22023 where there is no such checkpoint, no known witness has signed, or a signature does not hold.';
+COMMENT ON FUNCTION verify_changesets(timestamptz, timestamptz) IS 'Part of audit.verify: the events of each changeset against its event_count and events_root.';
+COMMENT ON FUNCTION verify_tree(text) IS 'Part of audit.verify: the entries of each ledger against its tiles and checkpoints, and against a checkpoint that was kept.';
 COMMENT ON FUNCTION merkle_root(bytea[]) IS 'Merkle tree hash of RFC 6962 over 32-byte checksums.';

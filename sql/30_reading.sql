@@ -1,7 +1,7 @@
 -- The questions that auditors ask, as functions over the log.
 --
--- All of them read through audit.log and its two parts, audit.log_changeset and audit.log_event: whatever restricts what a
--- reader sees belongs into these three views. They run with the caller's rights.
+-- All of them read through audit.log and its two parts, audit.log_changeset and audit.log_event, with the caller's rights.
+-- Readers of one tenant have no right on the two parts, so the functions are not for them: they read audit.log.
 --
 -- The log may be large, and its newest partition has no btree index. So audit.get_logs goes back in time, window by
 -- window, and stops when the page is full. In each window it first finds the changesets that can have events of the page,

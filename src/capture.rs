@@ -7,14 +7,18 @@ use audit_core::error::Error as CoreError;
 use audit_core::jsonb::{KeyBlock, Mark, Writer};
 use pgrx::pg_sys::Datum;
 
+use crate::action_rules::{Rules, Verdict};
+use crate::context::Keys;
 use crate::error::Error;
 use crate::layouts::{Column, Layout};
+use crate::pg::attempt::SqlState;
 use crate::pg::encode::{digest, text_length};
+use crate::pg::env::Env;
 use crate::pg::generated::Completed;
 use crate::pg::relation::Row;
 use crate::pg::{compare, env, session};
 use crate::transaction::{self, Event, Image};
-use crate::{gucs, suspension};
+use crate::{action_rules, gucs, suspension, tenants};
 
 const MASK: &[u8] = b"***";
 /// Memory kept between rows.
@@ -30,6 +34,9 @@ struct Scratch {
     changed: Vec<u16>,
     key: Vec<u8>,
     old_key: Vec<u8>,
+    /// The tenant that the row names, and whether the context names another.
+    tenant: Vec<u8>,
+    is_other_tenant: bool,
 }
 
 thread_local! {
@@ -63,13 +70,13 @@ pub struct Change<'a> {
 
 /// Records a row's change.
 pub fn row(layout: &Layout, change: &Change) -> Result<(), Error> {
-    let present = transaction::begin_event(change.origin)?;
+    let mut scratch = Scratch::take();
+    let present = begin(layout, change, &mut scratch)?;
     let missing = layout.policy.required.missing_from(present);
     if !missing.is_empty() && change.operation != Operation::Snapshot {
         return Err(Error::MissingContext { table: layout.resource_text(), keys: missing.names() });
     }
     suspension::record()?;
-    let mut scratch = Scratch::take();
     let recorded = if layout.virtual_columns.is_empty() {
         write(layout, change, &mut scratch)
     } else {
@@ -85,6 +92,15 @@ pub fn row(layout: &Layout, change: &Change) -> Result<(), Error> {
     })
 }
 
+fn begin(layout: &Layout, change: &Change, scratch: &mut Scratch) -> Result<Keys, Error> {
+    scratch.is_other_tenant = false;
+    let Some(column) = &layout.tenant else { return transaction::begin_event(change.origin) };
+    tenants::read(column, change.row, &mut scratch.details, &mut scratch.tenant)?;
+    let (present, is_other) = tenants::begin_event(change.origin, &scratch.tenant)?;
+    scratch.is_other_tenant = is_other;
+    Ok(present)
+}
+
 /// Records that all rows went.
 pub fn truncate(layout: &Layout) -> Result<(), Error> {
     let present = transaction::begin_event(Origin::Trigger)?;
@@ -94,11 +110,11 @@ pub fn truncate(layout: &Layout) -> Result<(), Error> {
     }
     suspension::record()?;
     transaction::record(&Event {
-        layout: Some(layout),
+        layout: Some(layout.named()),
         operation: Operation::Truncate,
         status: Status::Success,
         command: session::current_command(),
-        action: None,
+        action: layout.rules.as_ref().and_then(Rules::of_truncate),
         resource: None,
         resource_id: None,
         row_image: None,
@@ -143,14 +159,19 @@ fn write(layout: &Layout, change: &Change, scratch: &mut Scratch) -> Result<(), 
         }
     }
     drop(environment);
-    let has_details = write_details(is_soft_delete, has_old_key, scratch)?;
+    let meaning = layout.rules.as_ref().map_or_else(Verdict::default, |rules| rules.decide(change));
+    let has_details = write_details(is_soft_delete, has_old_key, &meaning.errors, scratch)?;
+    if layout.tenant.is_some() && layout.env == Env::Settings {
+        // Code of users was called meanwhile, such as a cast: it may have recorded rows of another tenant.
+        tenants::begin_event(change.origin, &scratch.tenant)?;
+    }
 
     transaction::record(&Event {
-        layout: Some(layout),
+        layout: Some(layout.named()),
         operation: change.operation,
         status: Status::Success,
         command: change.command,
-        action: None,
+        action: meaning.action,
         resource: None,
         resource_id: layout.has_key().then_some(scratch.key.as_slice()),
         row_image: Some(Image::of(&scratch.image)),
@@ -205,7 +226,7 @@ fn write_key(layout: &Layout, row: Row, limit: Option<usize>, key: &mut Vec<u8>)
 }
 
 /// JSON text of a value as `->>` gives it: strings without quotes and escapes, all else as it stands.
-fn put_scalar_text(json: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+pub(crate) fn put_scalar_text(json: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     let Some(quoted) = json.strip_prefix(b"\"").and_then(|json| json.strip_suffix(b"\"")) else {
         return append(out, json);
     };
@@ -247,21 +268,35 @@ fn append(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), Error> {
     Ok(())
 }
 
-fn write_details(is_soft_delete: bool, has_old_key: bool, scratch: &mut Scratch) -> Result<bool, Error> {
-    const NAMES: [&[u8]; 2] = [b"soft_delete", b"old_resource_id"];
-    let names = match (is_soft_delete, has_old_key) {
-        (false, false) => return Ok(false),
-        (true, false) => &NAMES[..1],
-        (false, true) => &NAMES[1..],
-        (true, true) => &NAMES[..],
-    };
+fn write_details(
+    is_soft_delete: bool,
+    has_old_key: bool,
+    rule_errors: &[(i32, SqlState)],
+    scratch: &mut Scratch,
+) -> Result<bool, Error> {
+    if !is_soft_delete && !has_old_key && !scratch.is_other_tenant && rule_errors.is_empty() {
+        return Ok(false);
+    }
     // In JSONB's order of keys: the shorter first.
-    let (keys, _) = KeyBlock::new(names)?;
+    let members: [(&[u8], bool); 4] = [
+        (b"rule_errors", !rule_errors.is_empty()),
+        (b"soft_delete", is_soft_delete),
+        (b"row_tenant_id", scratch.is_other_tenant),
+        (b"old_resource_id", has_old_key),
+    ];
+    let names: Vec<&[u8]> = members.iter().filter(|(_, is_present)| *is_present).map(|(name, _)| *name).collect();
+    let (keys, _) = KeyBlock::new(&names)?;
     let details = &mut scratch.details;
     details.clear();
     details.begin_object(&keys)?;
+    if !rule_errors.is_empty() {
+        action_rules::write_errors(rule_errors, details)?;
+    }
     if is_soft_delete {
         details.boolean(true)?;
+    }
+    if scratch.is_other_tenant {
+        details.string(&scratch.tenant)?;
     }
     if has_old_key {
         details.string(&scratch.old_key)?;
@@ -290,14 +325,10 @@ impl Layout {
 
 impl Column {
     fn differs(&self, old: Row, new: Row) -> bool {
-        match (old.nulls[self.index], new.nulls[self.index]) {
-            (true, true) => false,
-            (false, false) => !compare::same(self.shape, old.values[self.index], new.values[self.index]),
-            _ => true,
-        }
+        compare::differs(self.shape, self.index, old, new)
     }
 
-    fn write(&self, row: Row, limit: Option<usize>, out: &mut Writer) -> Result<(), Error> {
+    pub(crate) fn write(&self, row: Row, limit: Option<usize>, out: &mut Writer) -> Result<(), Error> {
         if row.nulls[self.index] {
             return Ok(out.null()?);
         }

@@ -1,9 +1,11 @@
 //! The context: what the session says of its user. Read from the settings when a changeset begins.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::rc::Rc;
 
-use audit_core::context::parse_inet;
+use audit_core::canonical::{self, ContextRecord};
+use audit_core::context::{check_string, parse_inet};
 use audit_core::jsonb::Writer;
 
 use crate::error::Error;
@@ -69,15 +71,25 @@ impl Keys {
     }
 }
 
-/// The values in force. Empty ones are absent.
+/// The settings' values, in the order of the keys. Empty ones are absent.
+pub type Values = [Option<Vec<u8>>; CONTEXT_SETTINGS.len()];
+
+/// The values in force.
+pub fn current_values() -> Values {
+    std::array::from_fn(|i| CONTEXT_SETTINGS[i].get())
+}
+
+/// The values in force, taken apart.
 #[derive(Default)]
 pub struct Context {
-    values: [Option<Vec<u8>>; CONTEXT_SETTINGS.len()],
+    values: Values,
     pub present: Keys,
     /// The address as an inet's payload, and as its text.
     pub ip_address: Option<(Vec<u8>, Vec<u8>)>,
     /// The further keys as JSONB, and as its text.
     pub further: Option<Writer>,
+    /// These fields in the canonical text of a changeset.
+    pub canonical: Vec<u8>,
 }
 
 impl PartialEq for Context {
@@ -86,7 +98,30 @@ impl PartialEq for Context {
     }
 }
 
+/// The session's context but for one key, and a generation of its own by which it is known.
+#[derive(Clone)]
+pub struct Derived {
+    pub generation: u64,
+    /// Generation of the context that it derives from.
+    pub base: u64,
+    pub context: Rc<Context>,
+}
+
+/// What was derived from the context of one generation.
+#[derive(Default)]
+struct Derivations {
+    base: u64,
+    /// Generations of derived contexts count down from the top, where those of the settings never come.
+    count: u64,
+    /// By value, for each key.
+    made: [HashMap<Vec<u8>, Derived>; CONTEXT_SETTINGS.len()],
+}
+
+/// Derived contexts kept beyond a transaction. Within one there are as many as it has changesets.
+const KEEP_DERIVED: usize = 1024;
+
 thread_local! {
+    static DERIVED: RefCell<Derivations> = RefCell::new(Derivations::default());
     static LAST: RefCell<Option<(u64, Rc<Context>)>> = const { RefCell::new(None) };
 }
 
@@ -98,13 +133,34 @@ impl Context {
         if let Some(context) = last {
             return Ok(context);
         }
-        let context = Rc::new(Context::read()?);
+        let context = Rc::new(Context::of(current_values())?);
         LAST.with_borrow_mut(|last| *last = Some((generation, context.clone())));
         Ok(context)
     }
 
-    fn read() -> Result<Self, Error> {
-        let mut context = Context { values: std::array::from_fn(|i| CONTEXT_SETTINGS[i].get()), ..Context::default() };
+    /// The session's context with another value of one of its strings.
+    pub fn with(key: Key, value: &[u8]) -> Result<Derived, Error> {
+        let base = guc::generation();
+        let known = DERIVED.with_borrow(|derived| {
+            (derived.base == base).then(|| derived.made[key as usize].get(value).cloned()).flatten()
+        });
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let current = Context::current()?;
+        if current.get(key) == Some(value) {
+            return Ok(Derived { generation: base, base, context: current });
+        }
+        check_string(value).map_err(Error::Context)?;
+        let mut values = current_values();
+        values[key as usize] = Some(value.to_vec());
+        let context = Context::of(values)?;
+        Ok(DERIVED.with_borrow_mut(|derived| derived.keep(base, key, value, context)))
+    }
+
+    /// What the settings of a session said.
+    pub fn of(values: Values) -> Result<Self, Error> {
+        let mut context = Context { values, ..Context::default() };
         for (_, key) in REQUIRABLE {
             if context.get(key).is_some() {
                 context.present.add(key);
@@ -121,10 +177,48 @@ impl Context {
             object.json(json)?;
             context.further = Some(object);
         }
+        let mut text = Vec::new();
+        canonical::context(&context.record(), &mut text)?;
+        context.canonical = text;
         Ok(context)
+    }
+
+    fn record(&self) -> ContextRecord<'_> {
+        ContextRecord {
+            user_id: self.get(Key::UserId),
+            tenant_id: self.get(Key::TenantId),
+            request_id: self.get(Key::RequestId),
+            session_id: self.get(Key::SessionId),
+            ip_address: self.ip_address.as_ref().map(|(_, text)| text.as_slice()),
+            user_agent: self.get(Key::UserAgent),
+            reason: self.get(Key::Reason),
+            context: self.further.as_ref().map(Writer::text),
+        }
     }
 
     pub fn get(&self, key: Key) -> Option<&[u8]> {
         self.values[key as usize].as_deref()
     }
+}
+
+impl Derivations {
+    fn keep(&mut self, base: u64, key: Key, value: &[u8], context: Context) -> Derived {
+        if self.base != base {
+            self.made.iter_mut().for_each(HashMap::clear);
+            self.base = base;
+        }
+        self.count += 1;
+        let derived = Derived { generation: u64::MAX - self.count, base, context: Rc::new(context) };
+        self.made[key as usize].insert(value.to_vec(), derived.clone());
+        derived
+    }
+}
+
+/// The transaction has ended. Nothing here can fail.
+pub fn forget_derived() {
+    DERIVED.with_borrow_mut(|derived| {
+        for made in derived.made.iter_mut().filter(|made| made.len() > KEEP_DERIVED) {
+            *made = HashMap::new();
+        }
+    });
 }

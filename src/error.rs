@@ -5,6 +5,8 @@ use std::fmt;
 use audit_core::context::ContextError;
 use pgrx::pg_sys::errcodes::PgSqlErrorCode::{self, *};
 
+use crate::pg::attempt::Failure;
+
 #[derive(Debug)]
 pub enum Error {
     /// 53200
@@ -51,10 +53,43 @@ pub enum Error {
     InvalidOption { message: String, hint: &'static str },
     /// 0A000
     ModeNotAvailable { mode: String },
+    /// PostgreSQL's own: a condition that is no boolean expression over the rows.
+    Condition(Failure),
+    /// 42P17
+    ConditionUses { what: String },
+    /// 42704
+    NoSuchRule { id: i32 },
+    /// 0A000
+    /// 22023
+    UnknownAction { action: String },
+    /// 42939
+    ReservedAction { action: String },
+    /// 25006
+    OnStandby,
     /// 22004
     NullArgument { argument: &'static str },
+    /// 55000
+    NotPreloaded { what: &'static str },
+    /// 01000: a warning.
+    IsolatedEvent { what: &'static str },
     /// 22023
     Context(ContextError),
+    /// XX001
+    LedgerDamaged { detail: String },
+    /// 25006
+    InRecovery,
+    /// 25001
+    SharedSnapshot,
+    /// F0000
+    SigningKey { path: String, problem: String },
+    /// P0002
+    NoSuchEvent { changeset: String, seq: i32 },
+    /// 55000
+    Erased { changeset: String },
+    /// 55000
+    NotSealed { changeset: String },
+    /// 22023
+    Checkpoint { message: String, hint: &'static str },
     /// XX000: a bug of ours.
     Internal(&'static str),
 }
@@ -73,18 +108,51 @@ impl Error {
             | Error::MissingContext { .. }
             | Error::AppendOnly { .. }
             | Error::AfterCommit
+            | Error::NotPreloaded { .. }
             | Error::NotEnabled { .. }
+            | Error::NotSealed { .. }
+            | Error::Erased { .. }
             | Error::Inherited { .. } => ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             Error::NotATrigger | Error::WrongTrigger => ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
             Error::NotAnEventTrigger => ERRCODE_E_R_I_E_EVENT_TRIGGER_PROTOCOL_VIOLATED,
             Error::NotAuditable { .. } => ERRCODE_WRONG_OBJECT_TYPE,
             Error::NoSuchTable { .. } => ERRCODE_UNDEFINED_TABLE,
             Error::NoSuchColumn { .. } => ERRCODE_UNDEFINED_COLUMN,
-            Error::InvalidOption { .. } | Error::Context(_) => ERRCODE_INVALID_PARAMETER_VALUE,
+            Error::InvalidOption { .. } | Error::Context(_) | Error::UnknownAction { .. } => {
+                ERRCODE_INVALID_PARAMETER_VALUE
+            }
             Error::ModeNotAvailable { .. } => ERRCODE_FEATURE_NOT_SUPPORTED,
+            Error::Condition(failure) => failure.code,
+            Error::ConditionUses { .. } => ERRCODE_INVALID_OBJECT_DEFINITION,
+            Error::NoSuchRule { .. } => ERRCODE_UNDEFINED_OBJECT,
+            Error::ReservedAction { .. } => ERRCODE_RESERVED_NAME,
+            Error::OnStandby => ERRCODE_READ_ONLY_SQL_TRANSACTION,
             Error::NullArgument { .. } => ERRCODE_NULL_VALUE_NOT_ALLOWED,
+            Error::LedgerDamaged { .. } => ERRCODE_DATA_CORRUPTED,
+            Error::InRecovery => ERRCODE_READ_ONLY_SQL_TRANSACTION,
+            Error::SharedSnapshot => ERRCODE_ACTIVE_SQL_TRANSACTION,
+            Error::SigningKey { .. } => ERRCODE_CONFIG_FILE_ERROR,
+            Error::NoSuchEvent { .. } => ERRCODE_NO_DATA_FOUND,
+            Error::Checkpoint { .. } => ERRCODE_INVALID_PARAMETER_VALUE,
+            Error::IsolatedEvent { .. } => ERRCODE_WARNING,
             Error::Internal(_) => ERRCODE_INTERNAL_ERROR,
         }
+    }
+
+    /// Whether auditing itself has failed: not something that the caller did or left out.
+    pub fn is_failure_of_auditing(&self) -> bool {
+        matches!(
+            self,
+            Error::OutOfMemory
+                | Error::RowTooLarge { .. }
+                | Error::TooManyEvents
+                | Error::LogMissing { .. }
+                | Error::LogAltered { .. }
+                | Error::LogPartitionMissing { .. }
+                | Error::VersionMismatch { .. }
+                | Error::AfterCommit
+                | Error::Internal(_)
+        )
     }
 
     pub fn detail(&self) -> Option<String> {
@@ -104,6 +172,13 @@ impl Error {
             ),
             Error::MissingContext { keys, .. } => format!("Not set: {keys}."),
             Error::Context(error) => error.detail.clone(),
+            Error::Condition(failure) => return failure.detail.clone(),
+            Error::UnknownAction { .. } => "audit.strict_actions is on.".into(),
+            Error::ReservedAction { .. } => {
+                "Names that begin with \"audit.\" are those of this extension's own events.".into()
+            }
+            Error::LedgerDamaged { detail } => detail.clone(),
+            Error::SigningKey { problem, .. } => problem.clone(),
             _ => return None,
         })
     }
@@ -129,11 +204,40 @@ impl Error {
             Error::Inherited { .. } => "Call audit.disable for the table it follows.",
             Error::InvalidOption { hint, .. } => hint,
             Error::ModeNotAvailable { .. } => "Use mode 'sync'.",
+            Error::Condition(failure) => {
+                return failure.hint.clone().or_else(|| {
+                    Some(
+                        "Write a boolean expression over the columns of old and new, such as old.role <> new.role."
+                            .into(),
+                    )
+                });
+            }
+            Error::ConditionUses { .. } => {
+                "Conditions use columns of old and new, types of these columns, and functions and operators that come with PostgreSQL and are not volatile."
+            }
+            Error::NoSuchRule { .. } => "audit.action_rule lists the rules.",
+            Error::UnknownAction { .. } => "Add it to audit.action, or set audit.strict_actions to off.",
+            Error::ReservedAction { .. } => "Choose another name.",
+            Error::OnStandby => "Do this on the primary; to only read here, set audit.log_reads to off on the standby.",
+            Error::NotPreloaded { .. } => {
+                "Add audit_ext to shared_preload_libraries in postgresql.conf, and restart the server."
+            }
             Error::Context(error) => error.hint,
-            Error::NotATrigger
+            Error::LedgerDamaged { .. } => "SELECT * FROM audit.verify() says what does not fit together.",
+            Error::InRecovery => "Seal on the primary.",
+            Error::SharedSnapshot => "Call it in a transaction of isolation level READ COMMITTED.",
+            Error::SigningKey { .. } => {
+                "Set audit.signing_key_file to a file of the server's user, mode 0600, as audit-verify keygen makes one."
+            }
+            Error::NotSealed { .. } => "Call audit.seal() when its transaction, and those older than it, have ended.",
+            Error::Checkpoint { hint, .. } => hint,
+            Error::NoSuchEvent { .. }
+            | Error::Erased { .. }
+            | Error::NotATrigger
             | Error::WrongTrigger
             | Error::NoSuchColumn { .. }
             | Error::AfterCommit
+            | Error::IsolatedEvent { .. }
             | Error::NotAnEventTrigger
             | Error::NoSuchTable { .. }
             | Error::NullArgument { .. }
@@ -172,8 +276,26 @@ impl fmt::Display for Error {
             Error::NoSuchColumn { table, column } => write!(f, "column \"{column}\" of table {table} does not exist"),
             Error::InvalidOption { message, .. } => write!(f, "{message}"),
             Error::ModeNotAvailable { mode } => write!(f, "audit mode \"{mode}\" is not available"),
+            Error::Condition(failure) => write!(f, "invalid condition: {}", failure.message),
+            Error::ConditionUses { what } => write!(f, "a condition cannot use {what}"),
+            Error::NoSuchRule { id } => write!(f, "action rule {id} does not exist"),
+            Error::UnknownAction { action } => write!(f, "unknown action \"{action}\""),
+            Error::ReservedAction { action } => write!(f, "action \"{action}\" is reserved"),
+            Error::OnStandby => write!(f, "cannot record an event on a standby"),
+            Error::NotPreloaded { what } => write!(f, "{what} need the library audit_ext preloaded"),
+            Error::IsolatedEvent { what } => write!(f, "isolated audit event {what}"),
             Error::NullArgument { argument } => write!(f, "argument \"{argument}\" must not be null"),
             Error::Context(error) => write!(f, "{}", error.message),
+            Error::LedgerDamaged { .. } => write!(f, "the audit ledger is damaged"),
+            Error::InRecovery => write!(f, "cannot seal during recovery"),
+            Error::SharedSnapshot => write!(f, "cannot seal with a snapshot that the whole transaction shares"),
+            Error::SigningKey { path, .. } => write!(f, "cannot sign with the key in file \"{path}\""),
+            Error::NoSuchEvent { changeset, seq } => write!(f, "changeset {changeset} has no event {seq}"),
+            Error::Erased { changeset } => {
+                write!(f, "the event or its changeset {changeset} was erased: what it said cannot be proven")
+            }
+            Error::NotSealed { changeset } => write!(f, "changeset {changeset} is not sealed yet"),
+            Error::Checkpoint { message, .. } => write!(f, "{message}"),
             Error::Internal(what) => write!(f, "audit_ext: {what}"),
         }
     }
@@ -187,5 +309,11 @@ impl From<audit_core::error::Error> for Error {
             audit_core::error::Error::NotJsonb(_) => Error::Internal("value that JSONB cannot hold"),
             audit_core::error::Error::InvalidJson => Error::Internal("text that is no JSON"),
         }
+    }
+}
+
+impl From<audit_ledger::Error> for Error {
+    fn from(error: audit_ledger::Error) -> Self {
+        Error::LedgerDamaged { detail: format!("{error}.") }
     }
 }

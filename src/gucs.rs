@@ -1,11 +1,45 @@
 //! The settings: name, static, definition, accessor. Those of the context are in `context.rs`.
 
-use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
+use std::ffi::CString;
+
+use crate::pg::session;
+use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 
 static ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
 static LOG_STATEMENT: GucSetting<bool> = GucSetting::<bool>::new(false);
 static LOG_SOFT_DELETES: GucSetting<bool> = GucSetting::<bool>::new(true);
 static MAX_VALUE_BYTES: GucSetting<i32> = GucSetting::<i32>::new(0);
+static STRICT_ACTIONS: GucSetting<bool> = GucSetting::<bool>::new(false);
+static LOG_READS: GucSetting<bool> = GucSetting::<bool>::new(false);
+static SIGNING_KEY_FILE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static WITNESS_KEYS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static LOG_FAILURES: GucSetting<LogFailures> = GucSetting::<LogFailures>::new(LogFailures::Audited);
+static LOG_ROLLBACKS: GucSetting<bool> = GucSetting::<bool>::new(false);
+static LOG_LOGINS: GucSetting<LogLogins> = GucSetting::<LogLogins>::new(LogLogins::Failed);
+static QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
+static ISOLATED_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5000);
+
+/// Which failed statements are recorded.
+#[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
+pub enum LogFailures {
+    #[name = c"off"]
+    Off,
+    #[name = c"audited"]
+    Audited,
+    #[name = c"all"]
+    All,
+}
+
+/// Which logins are recorded.
+#[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
+pub enum LogLogins {
+    #[name = c"off"]
+    Off,
+    #[name = c"failed"]
+    Failed,
+    #[name = c"all"]
+    All,
+}
 
 pub fn init() {
     GucRegistry::define_bool_guc(
@@ -45,6 +79,126 @@ pub fn init() {
         GucContext::Suset,
         GucFlags::UNIT_BYTE,
     );
+    // Off: an application that is deployed before its actions are catalogued must not fail for that.
+    GucRegistry::define_bool_guc(
+        c"audit.strict_actions",
+        c"Refuses actions that audit.action does not list.",
+        c"Off, they are recorded all the same, and audit.uncatalogued_actions() lists them.",
+        &STRICT_ACTIONS,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    // Off: a dashboard that polls would otherwise fill the log with its own reads.
+    GucRegistry::define_bool_guc(
+        c"audit.log_reads",
+        c"Records calls of the functions that read the log.",
+        c"Each call is an event with its arguments. Reads of the view and of the tables are not recorded.",
+        &LOG_READS,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    // In the server's configuration alone: a session that chose the key could sign anything that is a key.
+    GucRegistry::define_string_guc(
+        c"audit.signing_key_file",
+        c"File with the key that signs checkpoints; empty: checkpoints are not signed.",
+        c"In the encoding of signed notes, as audit-verify keygen writes it; readable by the server's user alone.",
+        &SIGNING_KEY_FILE,
+        GucContext::Sighup,
+        GucFlags::SUPERUSER_ONLY,
+    );
+    GucRegistry::define_string_guc(
+        c"audit.witness_keys",
+        c"Public keys (vkeys) of the witnesses whose cosignatures audit.add_cosignature takes.",
+        c"Separated by commas or spaces.",
+        &WITNESS_KEYS,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    // What an investigator looks for first, and what costs nothing while nothing fails.
+    GucRegistry::define_enum_guc(
+        c"audit.log_failures",
+        c"Records statements that fail: those that mean an audited table, or all.",
+        c"Needs shared_preload_libraries.",
+        &LOG_FAILURES,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    // Sessions come and go by the thousand behind some applications; refused ones are few, or a flood that is folded.
+    GucRegistry::define_enum_guc(
+        c"audit.log_logins",
+        c"Records logins to this database: refused ones, or all with their end.",
+        c"Needs shared_preload_libraries.",
+        &LOG_LOGINS,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    // Off: applications roll back as a matter of course.
+    GucRegistry::define_bool_guc(
+        c"audit.log_rollbacks",
+        c"Records the ROLLBACK of a transaction that changed audited tables.",
+        c"Needs shared_preload_libraries.",
+        &LOG_ROLLBACKS,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    // Some 8,000 row changes: a second's work of the worker. Without preload there is no queue, and PostgreSQL allows no
+    // such setting.
+    GucRegistry::define_int_guc(
+        c"audit.queue_size",
+        c"Shared memory for records that wait for the audit worker.",
+        c"Needs shared_preload_libraries.",
+        &QUEUE_SIZE,
+        64,
+        1024 * 1024,
+        if session::is_preloading() { GucContext::Postmaster } else { GucContext::Sighup },
+        GucFlags::UNIT_KB,
+    );
+    // Ten times what a slow disk needs for a commit.
+    GucRegistry::define_int_guc(
+        c"audit.isolated_timeout",
+        c"How long the reporter of an isolated event waits until it is written.",
+        c"Then it gets a warning and goes on.",
+        &ISOLATED_TIMEOUT,
+        1,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::UNIT_MS,
+    );
+}
+
+/// Path of the file, or `None` where checkpoints are not signed.
+pub fn signing_key_file() -> Option<String> {
+    text(&SIGNING_KEY_FILE)
+}
+
+/// The vkeys of the witnesses.
+pub fn witness_keys() -> Vec<String> {
+    let keys = text(&WITNESS_KEYS).unwrap_or_default();
+    keys.split([',', ' ', '\n', '\t']).filter(|key| !key.is_empty()).map(str::to_owned).collect()
+}
+
+fn text(setting: &GucSetting<Option<CString>>) -> Option<String> {
+    setting.get().map(|text| text.to_string_lossy().into_owned()).filter(|text| !text.is_empty())
+}
+
+pub fn log_failures() -> LogFailures {
+    LOG_FAILURES.get()
+}
+
+pub fn log_logins() -> LogLogins {
+    LOG_LOGINS.get()
+}
+
+pub fn log_rollbacks() -> bool {
+    LOG_ROLLBACKS.get()
+}
+
+pub fn queue_bytes() -> usize {
+    usize::try_from(QUEUE_SIZE.get()).unwrap_or(0) * 1024
+}
+
+pub fn isolated_timeout_ms() -> i64 {
+    i64::from(ISOLATED_TIMEOUT.get())
 }
 
 pub fn enabled() -> bool {
@@ -57,6 +211,14 @@ pub fn log_statement() -> bool {
 
 pub fn log_soft_deletes() -> bool {
     LOG_SOFT_DELETES.get()
+}
+
+pub fn strict_actions() -> bool {
+    STRICT_ACTIONS.get()
+}
+
+pub fn log_reads() -> bool {
+    LOG_READS.get()
 }
 
 /// Bytes of JSON text, or `None` without a limit.

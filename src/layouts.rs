@@ -8,6 +8,7 @@ use std::rc::Rc;
 use audit_core::jsonb::{KeyBlock, Writer};
 use pgrx::pg_sys::Oid;
 
+use crate::action_rules::Rules;
 use crate::context::Keys;
 use crate::error::Error;
 use crate::pg::catalog::{self, Row};
@@ -22,6 +23,7 @@ use crate::{store, transaction};
 
 /// How a table's rows are recorded.
 pub struct Layout {
+    pub oid: Oid,
     pub relation_id: i32,
     pub schema: Vec<u8>,
     pub table: Vec<u8>,
@@ -40,8 +42,27 @@ pub struct Layout {
     /// Position of the soft-delete column among all attributes, and whether it is a boolean.
     pub soft_delete: Option<(usize, bool)>,
     pub virtual_columns: VirtualColumns,
+    /// The column that names the row's tenant.
+    pub tenant: Option<Column>,
+    /// What changes mean.
+    pub rules: Option<Rules>,
     stale: Cell<bool>,
     _memory: LayoutMemory,
+}
+
+/// A table as its records name it.
+#[derive(Clone, Copy)]
+pub struct Table<'a> {
+    pub oid: Oid,
+    pub relation_id: i32,
+    pub schema: &'a [u8],
+    pub name: &'a [u8],
+}
+
+impl Layout {
+    pub fn named(&self) -> Table<'_> {
+        Table { oid: self.oid, relation_id: self.relation_id, schema: &self.schema, name: &self.table }
+    }
 }
 
 pub struct Column {
@@ -61,6 +82,7 @@ pub struct Policy {
     pub soft_delete_column: Option<Vec<u8>>,
     pub required: Keys,
     pub skip_unchanged: bool,
+    pub tenant_column: Option<Vec<u8>>,
 }
 
 /// Columns of audit.policy, counted from 1 as in sql/10_tables.sql.
@@ -71,6 +93,7 @@ mod policy_column {
     pub const SOFT_DELETE_COLUMN: usize = 7;
     pub const REQUIRE_CONTEXT: usize = 8;
     pub const SKIP_UNCHANGED: usize = 9;
+    pub const TENANT_COLUMN: usize = 10;
 }
 
 /// Columns of audit.relation.
@@ -92,6 +115,8 @@ thread_local! {
     static CACHE: RefCell<Cache> = RefCell::new(HashMap::new());
     static LAST: RefCell<Option<(u32, Rc<Layout>)>> = const { RefCell::new(None) };
 }
+
+pub use catalog::table_oid as find_table;
 
 /// The table's layout.
 pub fn get(relation: Relation, capture: Oid) -> Result<Rc<Layout>, Error> {
@@ -132,6 +157,42 @@ pub fn invalidate(relation: Option<Oid>) {
     });
 }
 
+/// An audited table as the catalog and the log know it, found without a lock on it.
+pub struct Known {
+    pub oid: Oid,
+    pub relation_id: i32,
+    pub schema: Vec<u8>,
+    pub name: Vec<u8>,
+    pub resource: Vec<u8>,
+    /// Whether its policy keeps columns, or what is in them, out of the log.
+    pub hides_columns: bool,
+}
+
+/// The table with its latest layout; `None` where it is not audited.
+pub fn known(oid: Oid) -> Result<Option<Known>, Error> {
+    let mut policy = None;
+    let read = |row: &Row| policy = Some(Policy::from_row(row));
+    catalog::scan(&store::POLICY, c"policy_pkey", policy_column::TARGET, oid, read)?;
+    let Some(policy) = policy else { return Ok(None) };
+    let hides_columns = !policy.excluded.is_empty() || !policy.masked.is_empty();
+    let mut latest: Option<Known> = None;
+    catalog::scan(&store::RELATION, c"relation_relid_idx", relation_column::RELID, oid, |row| {
+        let relation_id = row.int4(relation_column::ID).unwrap_or_default();
+        if latest.as_ref().is_none_or(|latest| latest.relation_id < relation_id) {
+            let text = |column| row.bytes(column).unwrap_or_default();
+            latest = Some(Known {
+                oid,
+                relation_id,
+                schema: text(relation_column::SCHEMA_NAME),
+                name: text(relation_column::TABLE_NAME),
+                resource: text(relation_column::RESOURCE),
+                hides_columns,
+            });
+        }
+    })?;
+    Ok(latest)
+}
+
 fn build(relation: Relation, capture: Oid) -> Result<Layout, Error> {
     let description = relation.describe(capture);
     let policy = policy_for(&description)?;
@@ -145,25 +206,26 @@ fn build(relation: Relation, capture: Oid) -> Result<Layout, Error> {
     let columns: Vec<Column> = order
         .into_iter()
         .map(|position| {
-            let column = recorded[position];
-            let (encoder, needs) = memory.encoder(column.type_id);
+            let described = recorded[position];
+            let (column, needs) = Column::of(described, &memory);
             env = env.max(needs);
-            Column {
-                index: column.index,
-                type_id: column.type_id,
-                shape: column.shape,
-                encoder,
-                is_masked: policy.masked.contains(&column.name),
-            }
+            Column { is_masked: policy.masked.contains(&described.name), ..column }
         })
         .collect();
+    let tenant = policy.tenant_column.as_ref().and_then(|name| {
+        let column = description.columns.iter().find(|column| column.name == *name)?;
+        Some(Column::of(column, &memory).0)
+    });
     let key = description.key.iter().map(|index| columns.iter().position(|column| column.index == *index)).collect();
     let soft_delete = policy.soft_delete_column.as_ref().and_then(|name| {
         let column = description.columns.iter().find(|column| column.name == *name)?;
         Some((column.index, base_type(column.type_id) == pgrx::pg_sys::BOOLOID))
     });
 
+    let rules = Rules::load(relation, &description.columns, &memory)?;
+
     Ok(Layout {
+        oid: description.oid,
         relation_id: relation_id(&description)?,
         schema: description.schema,
         table: description.table,
@@ -178,9 +240,26 @@ fn build(relation: Relation, capture: Oid) -> Result<Layout, Error> {
         policy,
         soft_delete,
         virtual_columns: memory.virtual_columns(relation),
+        tenant,
+        rules,
         stale: Cell::new(false),
         _memory: memory,
     })
+}
+
+impl Column {
+    /// An unmasked column, and what writing it needs of the environment.
+    fn of(described: &ColumnDescription, memory: &LayoutMemory) -> (Self, Env) {
+        let (encoder, needs) = memory.encoder(described.type_id);
+        let column = Column {
+            index: described.index,
+            type_id: described.type_id,
+            shape: described.shape,
+            encoder,
+            is_masked: false,
+        };
+        (column, needs)
+    }
 }
 
 /// The table's policy; a partition that the event trigger has not seen yet follows its nearest audited ancestor.
@@ -208,6 +287,7 @@ impl Policy {
             soft_delete_column: row.bytes(policy_column::SOFT_DELETE_COLUMN),
             required: Keys::of(&row.texts(policy_column::REQUIRE_CONTEXT)),
             skip_unchanged: row.boolean(policy_column::SKIP_UNCHANGED).unwrap_or(false),
+            tenant_column: row.bytes(policy_column::TENANT_COLUMN),
         }
     }
 }

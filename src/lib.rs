@@ -4,31 +4,82 @@
 //! `audit_core`; everything that touches PostgreSQL's memory is in `pg`, the only place for `unsafe`.
 #![deny(unsafe_code)]
 
+mod action_rules;
+mod actions;
+mod alerts;
 mod api;
+mod application;
 mod capture;
 mod context;
 mod datetime;
 mod ddl;
 mod error;
+mod facts;
+mod failures;
 mod gucs;
+mod isolated;
 mod layouts;
 mod ledger;
+mod logins;
+mod pending;
 mod pg;
 mod policies;
+mod queue;
 mod store;
 mod suspension;
+mod tenants;
 mod transaction;
 mod trigger;
+mod worker;
 
 pgrx::pg_module_magic!(name, version);
 
 pgrx::extension_sql_file!("../sql/10_tables.sql", name = "tables", bootstrap);
 pgrx::extension_sql_file!("../sql/12_indexes.sql", name = "indexes", requires = ["tables"]);
 pgrx::extension_sql_file!(
+    "../sql/15_actions.sql",
+    name = "actions",
+    requires = [
+        "tables",
+        api::application::log_event,
+        api::application::log_login,
+        api::application::log_login_failed,
+        api::application::log_logout,
+        api::application::note_read
+    ]
+);
+pgrx::extension_sql_file!(
+    "../sql/16_tenants.sql",
+    name = "tenants",
+    requires = [
+        "tables",
+        pg::readers::tenant_visible,
+        pg::readers::simplify_tenant_visible,
+        pg::readers::fenced,
+        pg::readers::simplify_fenced
+    ]
+);
+pgrx::extension_sql_file!(
+    "../sql/17_action_rules.sql",
+    name = "action_rules",
+    requires = ["tables", api::action_rules::add_action_rule, api::action_rules::drop_action_rule]
+);
+pgrx::extension_sql_file!(
+    "../sql/40_queue.sql",
+    name = "queue",
+    requires = ["tables", api::queue_state, api::stats_reset]
+);
+pgrx::extension_sql_file!("../sql/60_ledger.sql", name = "ledger", requires = ["tables"]);
+pgrx::extension_sql_file!(
     "../sql/20_functions.sql",
     name = "functions",
     requires = [
-        "tables",
+        "indexes",
+        "actions",
+        "tenants",
+        "action_rules",
+        "queue",
+        "ledger",
         api::enable,
         api::disable,
         api::enable_schema,
@@ -36,7 +87,15 @@ pgrx::extension_sql_file!(
         api::set_context,
         api::clear_context,
         api::client_ip,
-        api::merkle_root
+        api::merkle_root,
+        ledger::api::seal_ledger,
+        ledger::api::add_cosignature,
+        ledger::api::erase_row,
+        ledger::api::erase_user,
+        ledger::api::prove_event,
+        ledger::api::prove_consistency,
+        ledger::api::verify_changesets,
+        ledger::api::verify_tree
     ]
 );
 pgrx::extension_sql_file!("../sql/30_reading.sql", name = "reading", requires = ["functions", "indexes"]);
@@ -53,4 +112,10 @@ pub extern "C-unwind" fn _PG_init() {
     gucs::init();
     pg::guc::init();
     pg::xact::init();
+    pg::hooks::init();
+    if pg::session::is_preloading() {
+        pg::shmem::init();
+        pg::worker::register_launcher();
+        pg::statement::init();
+    }
 }

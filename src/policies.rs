@@ -5,16 +5,19 @@
 
 use pgrx::pg_sys::{self, Oid};
 
+use crate::action_rules::Rules;
 use crate::error::Error;
 use crate::pg::env::{self, Env};
 use crate::pg::relation::{self, Opened, with_descendants};
 use crate::pg::session::{self, AsOwner};
-use crate::pg::table_triggers;
-use crate::{layouts, store, trigger};
+use crate::pg::{report, table_triggers};
+use crate::{failures, layouts, store, trigger};
 
+mod actions;
 mod rules;
 mod tables;
 
+pub use actions::{NewRule, add_action_rule, drop_action_rule};
 pub use rules::{Options, check_mode};
 use rules::{check_auditable, check_context_keys, check_options, check_schema, is_auditable_kind};
 use tables::{
@@ -79,6 +82,8 @@ pub struct Acting {
 impl Acting {
     pub fn begin() -> Result<Self, Error> {
         let capture = relation::capture_function().ok_or(Error::NotInstalled)?;
+        // Failures are reported from now on, if not already.
+        failures::extension_is_here();
         Ok(Acting { _owner: AsOwner::begin()?, _environment: env::enter(Env::Settings), capture })
     }
 
@@ -133,7 +138,10 @@ fn establish(table: Oid, acting: &Acting) -> Result<(), Error> {
     table_triggers::invalidate(table);
     session::make_changes_visible();
     if let Some(opened) = Opened::with_lock(table, pg_sys::AccessShareLock) {
-        layouts::get(opened.relation(), acting.capture)?;
+        let layout = layouts::get(opened.relation(), acting.capture)?;
+        for (rule, sqlstate) in layout.rules.iter().flat_map(Rules::broken) {
+            report::warn_of_broken_rule(&layout.resource_text(), rule, sqlstate);
+        }
     }
     Ok(())
 }

@@ -99,6 +99,9 @@ pub static LEDGER: Definition = Definition {
         ("id", UUID),
         ("system_identifier", ColumnType::Core(BuiltinOid::NUMERICOID)),
         ("started_at", TIMESTAMPTZ),
+        ("timeline", ColumnType::Core(BuiltinOid::INT8OID)),
+        ("database_id", ColumnType::Core(BuiltinOid::OIDOID)),
+        ("origin", TEXT),
     ],
 };
 
@@ -114,8 +117,45 @@ pub static POLICY: Definition = Definition {
         ("soft_delete_column", TEXT),
         ("require_context", TEXTS),
         ("skip_unchanged", ColumnType::Core(BuiltinOid::BOOLOID)),
+        ("tenant_column", TEXT),
         ("enabled_at", TIMESTAMPTZ),
         ("enabled_by", TEXT),
+    ],
+};
+
+pub static ACTION: Definition = Definition {
+    name: c"action",
+    columns: &[
+        ("name", TEXT),
+        ("category", TEXT),
+        ("is_security", ColumnType::Core(BuiltinOid::BOOLOID)),
+        ("is_standard", ColumnType::Core(BuiltinOid::BOOLOID)),
+        ("description", TEXT),
+    ],
+};
+
+pub static TENANT_READER: Definition = Definition {
+    name: c"tenant_reader",
+    columns: &[
+        ("role", ColumnType::Core(BuiltinOid::REGROLEOID)),
+        ("tenant_id", TEXT),
+        ("granted_at", TIMESTAMPTZ),
+        ("granted_by", TEXT),
+    ],
+};
+
+pub static ACTION_RULE: Definition = Definition {
+    name: c"action_rule",
+    columns: &[
+        ("id", INT4),
+        ("target", ColumnType::Core(BuiltinOid::REGCLASSOID)),
+        ("priority", INT4),
+        ("operation", TEXT),
+        ("columns", TEXTS),
+        ("condition", TEXT),
+        ("action", TEXT),
+        ("created_at", TIMESTAMPTZ),
+        ("created_by", TEXT),
     ],
 };
 
@@ -183,7 +223,12 @@ fn label(enum_name: &'static std::ffi::CStr, label: &str) -> Result<Oid, Error> 
 /// Appends the event's tuple to the batch.
 pub fn put_event(sealed: &SealedEvent, labels: &Labels, batch: &mut Batch) -> Result<(), Error> {
     let event = sealed.event;
-    let mut tuple = batch.tuple(EVENT.columns.len())?;
+    let texts = [event.resource_id, event.action, event.resource];
+    let images = [event.row_image, event.old_values, event.details];
+    let payload = texts.iter().flatten().map(|text| text.len()).sum::<usize>()
+        + images.iter().flatten().map(|image| image.jsonb.len()).sum::<usize>()
+        + sealed.checksum.len();
+    let mut tuple = batch.tuple(EVENT.columns.len(), payload)?;
     tuple.i64(sealed.occurred_at)?;
     tuple.i32(sealed.seq)?;
     tuple.i32(event.command as i32)?;
@@ -209,20 +254,15 @@ pub fn put_changeset(changeset: &Changeset, closing: Option<(u64, [u8; 16])>, ba
     let era = era()?;
     let xid = session::transaction_id();
     let labels = labels()?;
-    let client = session::client();
-    let client_addr =
-        client.map(|(address, _)| session::inet_payload(address, if address.is_ipv4() { 32 } else { 128 }));
-    let client_port = client.map(|(_, port)| i32::from(port));
-    let session_role = session::role_name(changeset.roles.session);
-    let effective_role = session::role_name(changeset.roles.effective);
+    let facts = &changeset.facts;
+    let author = &facts.author;
+    let closing = closing.map(|(position, salt)| (author.position.unwrap_or(position), salt));
     let further = context.further.as_ref();
     let events_root = changeset.frontier.root();
-    let application_name = Some(changeset.application_name.as_slice()).filter(|name| !name.is_empty());
 
     let checksum = match closing {
         None => None,
         Some((position, salt)) => {
-            let client_text = client_addr.as_deref().map(session::inet_text);
             let mut text = Vec::with_capacity(1024);
             canonical::changeset(
                 &ChangesetRecord {
@@ -231,20 +271,8 @@ pub fn put_changeset(changeset: &Changeset, closing: Option<(u64, [u8; 16])>, ba
                     era,
                     position: Some(position),
                     xid,
-                    user_id: context.get(Key::UserId),
-                    tenant_id: context.get(Key::TenantId),
-                    request_id: context.get(Key::RequestId),
-                    session_id: context.get(Key::SessionId),
-                    ip_address: context.ip_address.as_ref().map(|(_, text)| text.as_slice()),
-                    user_agent: context.get(Key::UserAgent),
-                    reason: context.get(Key::Reason),
-                    context: further.map(|further| further.text()),
-                    session_role: Some(&session_role),
-                    effective_role: Some(&effective_role),
-                    application_name,
-                    client_addr: client_text.as_deref(),
-                    client_port,
-                    backend_pid: session::backend_pid(),
+                    context: &context.canonical,
+                    session: &facts.canonical,
                     statement: changeset.statement.as_deref(),
                     origin: changeset.origin,
                     event_count: changeset.event_count,
@@ -256,14 +284,30 @@ pub fn put_changeset(changeset: &Changeset, closing: Option<(u64, [u8; 16])>, ba
         }
     };
 
-    let mut tuple = batch.tuple(CHANGESET.columns.len())?;
+    let texts = [
+        context.get(Key::UserId),
+        context.get(Key::TenantId),
+        context.get(Key::RequestId),
+        context.get(Key::SessionId),
+        context.ip_address.as_ref().map(|(payload, _)| payload.as_slice()),
+        facts.client_addr.as_deref(),
+        context.get(Key::UserAgent),
+        context.get(Key::Reason),
+        author.session_role.as_deref(),
+        author.effective_role.as_deref(),
+        facts.application_name(),
+        changeset.statement.as_deref(),
+        further.map(|further| further.jsonb()),
+    ];
+    let payload = texts.iter().flatten().map(|text| text.len()).sum::<usize>() + 2 * events_root.len();
+    let mut tuple = batch.tuple(CHANGESET.columns.len(), payload)?;
     tuple.i64(changeset.occurred_at)?;
     tuple.i64_or_null(closing.map(|(position, _)| position as i64))?;
     tuple.i64(xid as i64)?;
     tuple.i32(era)?;
     tuple.i32(changeset.event_count)?;
-    tuple.i32(session::backend_pid())?;
-    tuple.i32_or_null(client_port)?;
+    tuple.i32(author.backend_pid)?;
+    tuple.i32_or_null(facts.client_port())?;
     tuple.oid(labels.origins[changeset.origin as usize])?;
     tuple.uuid(&changeset.id)?;
     match closing {
@@ -272,18 +316,9 @@ pub fn put_changeset(changeset: &Changeset, closing: Option<(u64, [u8; 16])>, ba
     }
     tuple.varlena(Some(&events_root))?;
     tuple.varlena(checksum.as_ref().map(|checksum| checksum.as_slice()))?;
-    for key in [Key::UserId, Key::TenantId, Key::RequestId, Key::SessionId] {
-        tuple.varlena(context.get(key))?;
+    for text in texts {
+        tuple.varlena(text)?;
     }
-    tuple.varlena(context.ip_address.as_ref().map(|(payload, _)| payload.as_slice()))?;
-    tuple.varlena(client_addr.as_deref())?;
-    tuple.varlena(context.get(Key::UserAgent))?;
-    tuple.varlena(context.get(Key::Reason))?;
-    tuple.varlena(Some(&session_role))?;
-    tuple.varlena(Some(&effective_role))?;
-    tuple.varlena(application_name)?;
-    tuple.varlena(changeset.statement.as_deref())?;
-    tuple.varlena(further.map(|further| further.jsonb()))?;
     tuple.finish();
     Ok(())
 }

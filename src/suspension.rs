@@ -33,14 +33,25 @@ thread_local! {
 
 /// Notes a change that is not recorded.
 pub fn note(relation: Relation) {
-    let now = session::clock();
     let resource = relation.resource();
+    log_once(|| format!("audit capture is off: changes of {} are not recorded", String::from_utf8_lossy(&resource)));
+    count(Some(resource));
+}
+
+/// Notes an application's event that is not recorded.
+pub fn note_event() {
+    log_once(|| "audit capture is off: events of the application are not recorded".into());
+    count(None);
+}
+
+fn log_once(message: impl FnOnce() -> String) {
     if !IS_LOGGED.replace(true) {
-        report::log(
-            format!("audit capture is off: changes of {} are not recorded", String::from_utf8_lossy(&resource)),
-            "Turn audit.enabled on again.",
-        );
+        report::log(message(), "Turn audit.enabled on again.");
     }
+}
+
+fn count(table: Option<Vec<u8>>) {
+    let now = session::clock();
     SUSPENSIONS.with_borrow_mut(|suspensions| {
         if suspensions.last().is_none_or(|last| last.recorded_as.is_some()) {
             suspensions.push(Suspension { since: now, until: now, changes: 0, tables: Vec::new(), recorded_as: None });
@@ -48,9 +59,7 @@ pub fn note(relation: Relation) {
         if let Some(last) = suspensions.last_mut() {
             last.until = now;
             last.changes += 1;
-            if last.tables.len() < MAX_TABLES && !last.tables.contains(&resource) {
-                last.tables.push(resource);
-            }
+            last.tables.extend(table.filter(|table| last.tables.len() < MAX_TABLES && !last.tables.contains(table)));
         }
     });
 }

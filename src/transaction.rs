@@ -1,38 +1,39 @@
 //! What this transaction has recorded so far: its changesets, the next sequence number, the events not yet in the log,
 //! and how to go back when a sub-transaction is rolled back.
 //!
-//! Events carry the sub-transaction that captured them, and are inserted only by that same one: inserted by an inner
-//! one they would vanish with it. The changeset rows are written last, before commit or prepare.
+//! Events wait in `pending.rs` until commit, or until somebody reads the log. The changeset rows are written last, before
+//! commit or prepare.
 //!
 //! The state is borrowed only between calls into PostgreSQL, never across one that may run a user's code.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::rc::Rc;
 
 use audit_core::canonical::{self, EventRecord, Operation, Origin, Status};
 use audit_core::checksum;
 use audit_core::merkle::Frontier;
 use audit_core::uuid7;
+use pgrx::pg_sys::Oid;
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-use crate::context::{Context, Keys};
+use crate::context::{Context, Derived, Keys};
 use crate::error::Error;
-use crate::layouts::{self, Layout};
+use crate::facts::{Author, Facts};
+use crate::layouts::{self, Table};
+use crate::pending::Pending;
 use crate::pg::session::{self, Roles};
 use crate::pg::tuple::Batch;
 use crate::pg::{guc, log_table};
 use crate::{gucs, store};
 
-/// Events wait for the end of the statement up to this many bytes, then they are inserted: enough for a hundred
-/// events in one multi-insert, and small beside what a backend uses anyway.
-const BATCH_BYTES: usize = 64 * 1024;
 /// Memory kept between statements.
 const KEEP_BYTES: usize = 1024 * 1024;
 
 /// A fact to record.
 pub struct Event<'a> {
-    pub layout: Option<&'a Layout>,
+    pub layout: Option<Table<'a>>,
     pub operation: Operation,
     pub status: Status,
     pub command: u32,
@@ -64,9 +65,13 @@ pub struct Changeset {
     pub occurred_at: i64,
     pub origin: Origin,
     pub roles: Roles,
+    pub facts: Rc<Facts>,
+    /// Whether its events are those of another session.
+    pub is_foreign: bool,
     pub context: Rc<Context>,
-    pub application_name: Vec<u8>,
     pub statement: Option<Vec<u8>>,
+    /// Generation of the context that its own was derived from, where it shares the time of others that were.
+    family: Option<u64>,
     pub event_count: i32,
     pub frontier: Frontier,
 }
@@ -78,24 +83,22 @@ struct Savepoint {
     changesets: Vec<(i32, Frontier)>,
 }
 
-/// Events captured in one sub-transaction, of one `occurred_at`, not yet in the log.
-struct Pending {
-    subtransaction: u32,
-    occurred_at: i64,
-    batch: Batch,
-}
-
 #[derive(Default)]
 struct State {
     changesets: Vec<Changeset>,
     /// The changeset of the last event, with what must not have changed for it to be the next one's too.
     current: Option<(usize, u64, Roles, Origin)>,
+    /// Where the changesets of derived contexts are: there may be many, by turns.
+    derived: HashMap<(u64, Roles, Origin), usize>,
     next_seq: i32,
     savepoints: Vec<Savepoint>,
-    pending: Vec<Pending>,
-    spare: Option<Batch>,
+    pending: Pending,
+    /// Memory for the changesets' tuples.
+    closing: Batch,
     /// Sub-transactions that wrote rows which caches rely on.
     cached_rows: Vec<u32>,
+    /// Tables of which something was recorded, whether or not it was rolled back since.
+    tables: Vec<Oid>,
     is_closed: bool,
     random: Option<ChaCha12Rng>,
     canonical: Vec<u8>,
@@ -115,7 +118,28 @@ pub enum End {
 
 /// Makes sure that the changeset for the session's context is the current one, and says which keys of the context it has.
 pub fn begin_event(origin: Origin) -> Result<Keys, Error> {
-    let (generation, roles) = (guc::generation(), session::roles());
+    begin(origin, guc::generation(), None, Context::current)
+}
+
+/// As [`begin_event`], for a context that differs from the session's.
+pub fn begin_event_as(origin: Origin, derived: &Derived) -> Result<Keys, Error> {
+    begin(origin, derived.generation, None, || Ok(derived.context.clone()))
+}
+
+/// As [`begin_event_as`], for one of many contexts that derive from the session's by turns. Their changesets have one time,
+/// so that their events are inserted together.
+pub fn begin_event_beside(origin: Origin, derived: &Derived) -> Result<Keys, Error> {
+    begin(origin, derived.generation, Some(derived.base), || Ok(derived.context.clone()))
+}
+
+#[inline]
+fn begin(
+    origin: Origin,
+    generation: u64,
+    family: Option<u64>,
+    context: impl FnOnce() -> Result<Rc<Context>, Error>,
+) -> Result<Keys, Error> {
+    let roles = session::roles();
     let present = STATE.with_borrow(|state| match state.current {
         Some((index, ..)) if state.current == Some((index, generation, roles, origin)) => {
             Some(state.changesets[index].context.present)
@@ -124,15 +148,18 @@ pub fn begin_event(origin: Origin) -> Result<Keys, Error> {
     });
     match present {
         Some(present) => Ok(present),
-        None => change_changeset(generation, roles, origin),
+        None => change_changeset(context()?, generation, family, roles, origin),
     }
 }
 
-fn change_changeset(generation: u64, roles: Roles, origin: Origin) -> Result<Keys, Error> {
-    let context = Context::current()?;
-    let occurred_at = session::clock();
-    let application_name = session::application_name();
-    let statement = if gucs::log_statement() { session::statement() } else { None };
+fn change_changeset(
+    context: Rc<Context>,
+    generation: u64,
+    family: Option<u64>,
+    roles: Roles,
+    origin: Origin,
+) -> Result<Keys, Error> {
+    let facts = Facts::current(roles)?;
     let present = context.present;
     let subtransaction = session::current_subtransaction();
     STATE.with_borrow_mut(|state| {
@@ -140,11 +167,26 @@ fn change_changeset(generation: u64, roles: Roles, origin: Origin) -> Result<Key
             return Err(Error::AfterCommit);
         }
         let same = |changeset: &Changeset| {
-            changeset.origin == origin && changeset.roles == roles && *changeset.context == *context
+            !changeset.is_foreign
+                && changeset.origin == origin
+                && changeset.roles == roles
+                && *changeset.context == *context
         };
-        let index = match state.changesets.iter().position(same) {
+        let known = family.and_then(|_| state.derived.get(&(generation, roles, origin)).copied());
+        let index = match known.or_else(|| state.changesets.iter().position(same)) {
             Some(index) => index,
             None => {
+                let relative = |changeset: &&Changeset| {
+                    family.is_some()
+                        && changeset.family == family
+                        && changeset.origin == origin
+                        && changeset.roles == roles
+                };
+                let occurred_at = match state.changesets.iter().find(relative) {
+                    Some(relative) => relative.occurred_at,
+                    None => session::clock(),
+                };
+                let statement = if gucs::log_statement() { session::statement() } else { None };
                 state.save(subtransaction);
                 let mut random = [0; 10];
                 state.fill_random(&mut random)?;
@@ -153,17 +195,57 @@ fn change_changeset(generation: u64, roles: Roles, origin: Origin) -> Result<Key
                     occurred_at,
                     origin,
                     roles,
+                    facts,
+                    is_foreign: false,
                     context,
-                    application_name,
                     statement,
+                    family,
                     event_count: 0,
                     frontier: Frontier::new(),
                 });
                 state.changesets.len() - 1
             }
         };
+        if family.is_some() {
+            state.derived.insert((generation, roles, origin), index);
+        }
         state.current = Some((index, generation, roles, origin));
         Ok(present)
+    })
+}
+
+/// Begins a changeset for events that another session made.
+pub fn begin_for(
+    author: Author,
+    origin: Origin,
+    occurred_at: i64,
+    context: Context,
+    application_name: Vec<u8>,
+    statement: Option<Vec<u8>>,
+) -> Result<(), Error> {
+    let roles = session::roles();
+    let facts = Rc::new(Facts::of(author, application_name)?);
+    let subtransaction = session::current_subtransaction();
+    STATE.with_borrow_mut(|state| {
+        state.save(subtransaction);
+        let mut random = [0; 10];
+        state.fill_random(&mut random)?;
+        state.changesets.push(Changeset {
+            id: uuid7::new(session::unix_usecs(occurred_at), random),
+            occurred_at,
+            origin,
+            roles,
+            facts,
+            is_foreign: true,
+            family: None,
+            context: Rc::new(context),
+            statement,
+            event_count: 0,
+            frontier: Frontier::new(),
+        });
+        // No generation of the settings is this one: whatever the session records next is not of this changeset.
+        state.current = Some((state.changesets.len() - 1, u64::MAX, roles, origin));
+        Ok(())
     })
 }
 
@@ -177,11 +259,32 @@ pub fn record(event: &Event) -> Result<(), Error> {
 
 /// Inserts the events that the current sub-transaction captured.
 pub fn flush() -> Result<(), Error> {
+    insert_pending(false)
+}
+
+/// Whether events wait that a query of these relations would have to see.
+pub fn waits_for(mut relations: impl Iterator<Item = Oid>) -> bool {
+    let times: Vec<i64> = STATE.with_borrow(|state| state.pending.times().collect());
+    !times.is_empty()
+        && relations.any(|relation| times.iter().any(|&time| log_table::holds(&store::EVENT, time, relation)))
+}
+
+/// Whether any event waits.
+pub fn has_pending() -> bool {
+    STATE.with_borrow(|state| !state.pending.is_empty())
+}
+
+/// Has all events of this transaction in the log, to be read there.
+pub fn show() -> Result<(), Error> {
+    insert_pending(true)
+}
+
+fn insert_pending(all: bool) -> Result<(), Error> {
     let subtransaction = session::current_subtransaction();
-    while let Some(mut pending) = STATE.with_borrow_mut(|state| state.take_pending(subtransaction)) {
-        log_table::insert(&store::EVENT, pending.occurred_at, &mut pending.batch)?;
-        pending.batch.clear(KEEP_BYTES);
-        STATE.with_borrow_mut(|state| state.spare = Some(pending.batch));
+    while let Some(due) = STATE.with_borrow_mut(|state| state.pending.next_due(subtransaction, all)) {
+        log_table::insert(&store::EVENT, due.occurred_at, due.command, &due.batch)?;
+        drop(due.batch);
+        STATE.with_borrow_mut(|state| state.pending.settle());
     }
     Ok(())
 }
@@ -199,14 +302,15 @@ pub fn before_commit() -> Result<(), Error> {
         std::mem::take(&mut state.changesets)
     });
     let position = session::wal_position();
-    let mut batch = STATE.with_borrow_mut(|state| state.spare.take()).unwrap_or_default();
+    let mut batch = STATE.with_borrow_mut(|state| std::mem::take(&mut state.closing));
+    let command = session::current_command();
     for changeset in changesets.iter().filter(|changeset| changeset.event_count > 0) {
         store::put_changeset(changeset, Some((position, random_salt()?)), &mut batch)?;
-        log_table::insert(&store::CHANGESET, changeset.occurred_at, &mut batch)?;
+        log_table::insert(&store::CHANGESET, changeset.occurred_at, command, &batch)?;
         batch.clear(KEEP_BYTES);
     }
     STATE.with_borrow_mut(|state| {
-        state.spare = Some(batch);
+        state.closing = batch;
         // Only for its memory.
         state.changesets = changesets;
         state.changesets.clear();
@@ -242,16 +346,21 @@ pub fn ended(end: End) {
         let forget = end != End::Committed && !state.cached_rows.is_empty();
         state.changesets.clear();
         state.current = None;
+        if !state.derived.is_empty() {
+            state.derived = HashMap::new();
+        }
         state.next_seq = 0;
         state.savepoints.clear();
         state.pending.clear();
         state.cached_rows.clear();
+        state.tables.clear();
         state.is_closed = false;
         forget
     });
     if forget {
         forget_cached_rows();
     }
+    crate::context::forget_derived();
     crate::suspension::transaction_ended(end);
 }
 
@@ -279,6 +388,24 @@ pub fn random_salt() -> Result<[u8; 16], Error> {
     let mut salt = [0; 16];
     STATE.with_borrow_mut(|state| state.fill_random(&mut salt))?;
     Ok(salt)
+}
+
+/// Id and time of the changeset that the last event went to.
+pub fn current_changeset() -> Option<([u8; 16], i64)> {
+    STATE.with_borrow(|state| {
+        let changeset = &state.changesets[state.current?.0];
+        Some((changeset.id, changeset.occurred_at))
+    })
+}
+
+/// Calls `each` for the tables of which this transaction recorded something.
+pub fn for_each_table(each: impl FnMut(Oid)) {
+    STATE.with(|state| {
+        // An error may have come while it was borrowed.
+        if let Ok(state) = state.try_borrow() {
+            state.tables.iter().copied().for_each(each);
+        }
+    });
 }
 
 /// The sequence number that the next event gets.
@@ -324,8 +451,8 @@ impl State {
                 seq: self.next_seq,
                 command: event.command as i32,
                 occurred_at_us: session::unix_usecs(changeset.occurred_at),
-                schema: event.layout.map(|layout| layout.schema.as_slice()),
-                table: event.layout.map(|layout| layout.table.as_slice()),
+                schema: event.layout.map(|table| table.schema),
+                table: event.layout.map(|table| table.name),
                 operation: event.operation,
                 action: event.action,
                 status: event.status,
@@ -351,40 +478,24 @@ impl State {
             checksum,
         };
         let occurred_at = changeset.occurred_at;
-        let batch = self.batch(subtransaction, occurred_at);
+        let batch = self.pending.batch(subtransaction, occurred_at, event.command)?;
         store::put_event(&sealed, labels, batch)?;
-        let is_full = batch.bytes() >= BATCH_BYTES;
 
+        if let Some(table) = event.layout
+            && self.tables.last() != Some(&table.oid)
+            && !self.tables.contains(&table.oid)
+        {
+            self.tables.push(table.oid);
+        }
         let changeset = &mut self.changesets[index];
-        changeset.frontier.push(&checksum);
+        changeset.frontier.push(&checksum)?;
         changeset.event_count += 1;
         self.next_seq = next_seq;
-        Ok(is_full)
-    }
-
-    fn batch(&mut self, subtransaction: u32, occurred_at: i64) -> &mut Batch {
-        let fits = self
-            .pending
-            .last()
-            .is_some_and(|last| last.subtransaction == subtransaction && last.occurred_at == occurred_at);
-        if !fits {
-            let batch = self.spare.take().unwrap_or_default();
-            self.pending.push(Pending { subtransaction, occurred_at, batch });
-        }
-        let last = self.pending.len() - 1;
-        &mut self.pending[last].batch
-    }
-
-    fn take_pending(&mut self, subtransaction: u32) -> Option<Pending> {
-        let from = self.pending.iter().rposition(|pending| pending.subtransaction != subtransaction);
-        let first = from.map_or(0, |position| position + 1);
-        (first < self.pending.len()).then(|| self.pending.remove(first))
+        Ok(self.pending.is_full(subtransaction))
     }
 
     fn merge(&mut self, id: u32, parent: u32) {
-        for pending in self.pending.iter_mut().rev().take_while(|pending| pending.subtransaction == id) {
-            pending.subtransaction = parent;
-        }
+        self.pending.subtransaction_committed(id, parent);
         for subtransaction in self.cached_rows.iter_mut().rev().take_while(|subtransaction| **subtransaction == id) {
             *subtransaction = parent;
         }
@@ -400,9 +511,7 @@ impl State {
 
     /// Whether rows that caches rely on went with it.
     fn roll_back(&mut self, id: u32) -> bool {
-        while self.pending.last().is_some_and(|pending| pending.subtransaction == id) {
-            self.pending.pop();
-        }
+        self.pending.subtransaction_aborted(id);
         let mut forget = false;
         while self.cached_rows.last() == Some(&id) {
             self.cached_rows.pop();
@@ -413,6 +522,7 @@ impl State {
         {
             self.next_seq = savepoint.next_seq;
             self.changesets.truncate(savepoint.changesets.len());
+            self.derived.retain(|_, index| *index < savepoint.changesets.len());
             for (changeset, (event_count, frontier)) in self.changesets.iter_mut().zip(savepoint.changesets) {
                 changeset.event_count = event_count;
                 changeset.frontier = frontier;

@@ -11,24 +11,18 @@ use crate::pg::trigger::{Call, Kind};
 use crate::pg::{relation, session};
 use crate::{gucs, suspension, transaction};
 
-/// `audit.capture()`: AFTER ROW, it captures the row; AFTER STATEMENT, it writes what was captured.
+/// `audit.capture()`: captures the row, or that all rows went.
 pub fn capture(call: &Call) -> Result<(), Error> {
     // Before anything that could fail: switched off, changes pass whatever state the log is in.
     if !gucs::enabled() {
-        if call.kind() != Kind::Statement {
-            suspension::note(call.relation());
-        }
+        suspension::note(call.relation());
         return Ok(());
     }
     let layout = layouts::get(call.relation(), call.function())?;
     let stands_by = |records: Option<Oid>| records.is_some_and(|records| records != call.trigger());
     match call.kind() {
-        Kind::Statement => return transaction::flush(),
         Kind::Truncate if stands_by(layout.truncate_trigger) => return Ok(()),
-        Kind::Truncate => {
-            capture::truncate(&layout)?;
-            return transaction::flush();
-        }
+        Kind::Truncate => return capture::truncate(&layout),
         _ if stands_by(layout.row_trigger) => return Ok(()),
         _ => {}
     }
@@ -42,8 +36,11 @@ pub fn capture(call: &Call) -> Result<(), Error> {
     capture::row(&layout, &Change { operation, origin: Origin::Trigger, command, row, old })
 }
 
-/// `audit.append_only()`: refuses whatever fired it.
+/// `audit.append_only()`: refuses whatever fired it, but for an erasure.
 pub fn refuse_change(table: Vec<u8>) -> Result<(), Error> {
+    if crate::ledger::erase::is_under_way() {
+        return Ok(());
+    }
     Err(Error::AppendOnly { table: String::from_utf8_lossy(&table).into_owned() })
 }
 

@@ -27,6 +27,17 @@ pub fn relation_oid(name: &CStr) -> Option<pg_sys::Oid> {
     (oid != pg_sys::InvalidOid).then_some(oid)
 }
 
+/// Oid of a table anywhere.
+pub fn table_oid(schema: &[u8], name: &[u8]) -> Option<pg_sys::Oid> {
+    let (schema, name) = (super::relation::c_string(schema), super::relation::c_string(name));
+    // SAFETY: catalog look-ups by C string.
+    let oid = unsafe {
+        let schema = pg_sys::get_namespace_oid(schema.as_ptr(), true);
+        pg_sys::get_relname_relid(name.as_ptr(), schema)
+    };
+    (oid != pg_sys::InvalidOid).then_some(oid)
+}
+
 /// Oid of a type in schema `audit`.
 pub fn type_oid(name: &CStr) -> Option<pg_sys::Oid> {
     // SAFETY: catalog look-ups by C string.
@@ -85,7 +96,36 @@ fn extension_row(each: impl FnMut(&Row)) -> Result<(), Error> {
         index: Some(pg_sys::ExtensionOidIndexId.into()),
         definition: None,
     };
-    run_scan(source, Some((pg_sys::Anum_pg_extension_oid as i16, oid)), each)
+    run_scan(source, Some((pg_sys::Anum_pg_extension_oid as i16, Key::Oid(oid))), each)
+}
+
+/// A database of this cluster.
+pub struct DatabaseRow {
+    pub oid: pg_sys::Oid,
+    pub name: Vec<u8>,
+    pub is_template: bool,
+    pub allows_connections: bool,
+}
+
+/// All databases. Works without a database, too.
+pub fn databases() -> Result<Vec<DatabaseRow>, Error> {
+    let mut found = Vec::new();
+    // SAFETY: the catalog is opened with a lock and closed. Not with `Opened`, which looks into a catalog that only a
+    // database has.
+    unsafe {
+        let table = pg_sys::table_open(pg_sys::DatabaseRelationId, pg_sys::AccessShareLock as i32);
+        read_rows(table, None, std::ptr::null_mut(), None, |row| {
+            let flag = |column: u32| row.boolean(column as usize).unwrap_or(false);
+            found.extend(row.oid(pg_sys::Anum_pg_database_oid as usize).map(|oid| DatabaseRow {
+                oid,
+                name: row.name(pg_sys::Anum_pg_database_datname as usize).unwrap_or_default(),
+                is_template: flag(pg_sys::Anum_pg_database_datistemplate),
+                allows_connections: flag(pg_sys::Anum_pg_database_datallowconn),
+            }));
+        });
+        pg_sys::table_close(table, pg_sys::AccessShareLock as i32);
+    }
+    Ok(found)
 }
 
 struct Source {
@@ -110,7 +150,54 @@ pub fn scan(
         index: Some(relation_oid(index).ok_or_else(|| missing(definition))?),
         definition: Some(definition),
     };
-    run_scan(source, Some((column, key)), each)
+    run_scan(source, Some((column, Key::Oid(key))), each)
+}
+
+/// As [`scan`], for a text column with collation "C".
+pub fn scan_text(
+    definition: &'static Definition,
+    index: &CStr,
+    column: i16,
+    key: &[u8],
+    each: impl FnMut(&Row),
+) -> Result<(), Error> {
+    let source = Source {
+        table: own_table(definition)?,
+        index: Some(relation_oid(index).ok_or_else(|| missing(definition))?),
+        definition: Some(definition),
+    };
+    run_scan(source, Some((column, Key::Text(key))), each)
+}
+
+/// What a scan looks for.
+enum Key<'a> {
+    Oid(pg_sys::Oid),
+    Text(&'a [u8]),
+}
+
+/// catalog/pg_inherits.h; not in pgrx's bindings.
+mod inherits {
+    use pgrx::pg_sys::Oid;
+
+    pub const TABLE: Oid = Oid::from_u32(2611);
+    pub const BY_CHILD: Oid = Oid::from_u32(2680);
+    pub const CHILD: i16 = 1;
+    pub const PARENT: usize = 2;
+}
+
+/// A table, and all that it is a partition or inheritance child of, the nearest first.
+pub fn with_ancestors(table: pg_sys::Oid) -> Result<Vec<pg_sys::Oid>, Error> {
+    let mut found = vec![table];
+    let mut next = 0;
+    while let Some(&child) = found.get(next) {
+        next += 1;
+        let source = Source { table: inherits::TABLE, index: Some(inherits::BY_CHILD), definition: None };
+        run_scan(source, Some((inherits::CHILD, Key::Oid(child))), |row| {
+            let parent = row.oid(inherits::PARENT);
+            found.extend(parent.filter(|parent| !found.contains(parent)));
+        })?;
+    }
+    Ok(found)
 }
 
 /// Calls `each` for every row of a small table of ours.
@@ -133,7 +220,11 @@ pub struct Row<'a> {
     nulls: &'a [bool],
 }
 
-impl Row<'_> {
+impl<'a> Row<'a> {
+    pub(super) fn new(values: &'a [pg_sys::Datum], nulls: &'a [bool]) -> Self {
+        Row { values, nulls }
+    }
+
     fn value(&self, column: usize) -> Option<pg_sys::Datum> {
         let is_null = self.nulls.get(column - 1).copied().unwrap_or(true);
         (!is_null).then(|| self.values[column - 1])
@@ -144,8 +235,34 @@ impl Row<'_> {
         self.value(column).map(|value| Varlena::of(value).bytes().to_vec())
     }
 
+    /// The bytes of a name column.
+    pub fn name(&self, column: usize) -> Option<Vec<u8>> {
+        // SAFETY: a name is a C string in place.
+        self.value(column).map(|value| unsafe { CStr::from_ptr(value.cast_mut_ptr()) }.to_bytes().to_vec())
+    }
+
     pub fn int4(&self, column: usize) -> Option<i32> {
         self.value(column).map(|value| value.value() as i32)
+    }
+
+    /// A bigint, timestamptz, xid8 or pg_lsn column.
+    pub fn int8(&self, column: usize) -> Option<i64> {
+        self.value(column).map(|value| value.value() as i64)
+    }
+
+    pub fn uuid(&self, column: usize) -> Option<[u8; 16]> {
+        // SAFETY: a uuid is passed by reference to its 16 bytes.
+        self.value(column).map(|value| unsafe { *value.cast_mut_ptr::<[u8; 16]>() })
+    }
+
+    /// A bytea column of 32 bytes.
+    pub fn hash(&self, column: usize) -> Option<[u8; 32]> {
+        self.bytes(column)?.try_into().ok()
+    }
+
+    /// A text column as UTF-8.
+    pub fn text(&self, column: usize) -> Option<String> {
+        self.bytes(column).map(|bytes| String::from_utf8_lossy(&super::session::to_utf8(&bytes)).into_owned())
     }
 
     pub fn oid(&self, column: usize) -> Option<pg_sys::Oid> {
@@ -180,16 +297,10 @@ pub(super) fn array_elements(value: pg_sys::Datum, element_type: pg_sys::Oid) ->
     }
 }
 
-fn run_scan(source: Source, key: Option<(i16, pg_sys::Oid)>, mut each: impl FnMut(&Row)) -> Result<(), Error> {
-    const BTREE_EQUAL: u16 = 3;
-    let mut scan_key = pg_sys::ScanKeyData::default();
-    // SAFETY: table and index are opened by oid with a lock, the scan and they are closed again; an ERROR in between
-    // closes them through the resource owner. The key compares an oid (or regclass) column by oideq.
+fn run_scan(source: Source, key: Option<(i16, Key)>, each: impl FnMut(&Row)) -> Result<(), Error> {
+    // SAFETY: the table is opened by oid with a lock and closed again; an ERROR in between closes it through the resource
+    // owner.
     unsafe {
-        if let Some((column, key)) = key {
-            let function = pg_sys::Oid::from(pg_sys::F_OIDEQ).to_u32().into();
-            pg_sys::ScanKeyInit(&mut scan_key, column, BTREE_EQUAL, function, pg_sys::Datum::from(key));
-        }
         let opened = Opened::with_lock(source.table, pg_sys::AccessShareLock)
             .ok_or(Error::NoSuchTable { oid: source.table.to_u32() })?;
         let table = opened.relation().0;
@@ -199,12 +310,41 @@ fn run_scan(source: Source, key: Option<(i16, pg_sys::Oid)>, mut each: impl FnMu
         // Of our own tables: what is committed, and what this transaction wrote, the current command included.
         let snapshot =
             if source.definition.is_some() { &raw mut pg_sys::SnapshotSelfData } else { std::ptr::null_mut() };
+        read_rows(table, source.index, snapshot, key, each);
+    }
+    Ok(())
+}
+
+/// # Safety
+/// The table is open.
+unsafe fn read_rows(
+    table: pg_sys::Relation,
+    index: Option<pg_sys::Oid>,
+    snapshot: pg_sys::Snapshot,
+    key: Option<(i16, Key)>,
+    mut each: impl FnMut(&Row),
+) {
+    const BTREE_EQUAL: u16 = 3;
+    let mut scan_key = pg_sys::ScanKeyData::default();
+    // SAFETY: the index is opened by oid with a lock, it and the scan are closed again; an ERROR in between closes them
+    // through the resource owner. The key compares an oid (or regclass) column by oideq, a text column by texteq, with the
+    // collation "C" that ScanKeyInit sets.
+    unsafe {
+        let has_key = key.is_some();
+        if let Some((column, key)) = key {
+            let (function, value) = match key {
+                Key::Oid(oid) => (pg_sys::F_OIDEQ, pg_sys::Datum::from(oid)),
+                Key::Text(text) => (pg_sys::F_TEXTEQ, super::heap::varlena(text)),
+            };
+            let function = pg_sys::Oid::from(function).to_u32().into();
+            pg_sys::ScanKeyInit(&mut scan_key, column, BTREE_EQUAL, function, value);
+        }
         let scan = pg_sys::systable_beginscan(
             table,
-            source.index.unwrap_or(pg_sys::InvalidOid),
-            source.index.is_some(),
+            index.unwrap_or(pg_sys::InvalidOid),
+            index.is_some(),
             snapshot,
-            i32::from(key.is_some()),
+            i32::from(has_key),
             &mut scan_key,
         );
         let count = (*(*table).rd_att).natts as usize;
@@ -220,7 +360,6 @@ fn run_scan(source: Source, key: Option<(i16, pg_sys::Oid)>, mut each: impl FnMu
         }
         pg_sys::systable_endscan(scan);
     }
-    Ok(())
 }
 
 /// Oid of a function without arguments in schema `audit`.

@@ -5,6 +5,7 @@ use pgrx::pg_sys;
 use pgrx::varlena::{varatt_is_1b_e, varatt_is_4b_c, varsize_any};
 
 use super::encode::{Varlena, raw_size};
+use super::relation::Row;
 
 /// Length and passing of a column's type.
 #[derive(Clone, Copy)]
@@ -13,9 +14,19 @@ pub struct Shape {
     pub by_value: bool,
 }
 
+/// Whether a column's value changed from one row to another.
+#[inline]
+pub fn differs(shape: Shape, index: usize, old: Row, new: Row) -> bool {
+    match (old.nulls[index], new.nulls[index]) {
+        (true, true) => false,
+        (false, false) => !same(shape, old.values[index], new.values[index]),
+        _ => true,
+    }
+}
+
 /// Both values are non-null and of the same column.
 #[inline]
-pub fn same(shape: Shape, old: pg_sys::Datum, new: pg_sys::Datum) -> bool {
+fn same(shape: Shape, old: pg_sys::Datum, new: pg_sys::Datum) -> bool {
     if shape.by_value || old.value() == new.value() {
         return old.value() == new.value();
     }

@@ -154,6 +154,11 @@ impl Encoder {
         }
     }
 
+    /// The value's text, where that is the value itself.
+    pub fn plain_text<'a>(&self, value: pg_sys::Datum) -> Option<&'a [u8]> {
+        matches!(self, Encoder::Text).then(|| Varlena::of(value).bytes()).filter(|text| checked_text(text).is_ok())
+    }
+
     /// Whether values can be large, or such that JSONB cannot hold them: the caller must be ready to put a digest in their
     /// place.
     pub fn may_be_large(&self) -> bool {

@@ -4,6 +4,7 @@
 use pgrx::{pg_guard, pg_sys};
 
 use super::definition::{self, Definition};
+use super::readers::bound_tenants_array;
 use super::report;
 use super::trigger::Call;
 use super::tuple::Batch;
@@ -25,11 +26,35 @@ macro_rules! entry {
         #[pg_guard]
         pub unsafe extern "C-unwind" fn $name(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
             // SAFETY: PostgreSQL passed it.
-            report::ok(unsafe { $body(fcinfo) });
-            pg_sys::Datum::from(0usize)
+            report::ok(unsafe { $body(fcinfo) }).into_result()
         }
     };
 }
+
+/// What an entry point returns.
+trait IntoResult {
+    fn into_result(self) -> pg_sys::Datum;
+}
+
+impl IntoResult for () {
+    fn into_result(self) -> pg_sys::Datum {
+        pg_sys::Datum::from(0usize)
+    }
+}
+
+impl IntoResult for pg_sys::HeapTuple {
+    fn into_result(self) -> pg_sys::Datum {
+        pg_sys::Datum::from(self)
+    }
+}
+
+impl IntoResult for pg_sys::Datum {
+    fn into_result(self) -> pg_sys::Datum {
+        self
+    }
+}
+
+entry!(audit_bound_tenants, pg_finfo_audit_bound_tenants, bound_tenants_array);
 
 entry!(audit_capture, pg_finfo_audit_capture, capture);
 
@@ -40,9 +65,13 @@ unsafe fn capture(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), Error> {
 
 entry!(audit_append_only, pg_finfo_audit_append_only, append_only);
 
-unsafe fn append_only(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), Error> {
-    // SAFETY: PostgreSQL passed it.
-    trigger::refuse_change(unsafe { relation_of_trigger(fcinfo) }?)
+/// Where the change is let through, the row that it writes; a BEFORE trigger that returns none would skip it.
+unsafe fn append_only(fcinfo: pg_sys::FunctionCallInfo) -> Result<pg_sys::HeapTuple, Error> {
+    // SAFETY: PostgreSQL passed it; its context is that of a trigger once the relation was found through it.
+    unsafe {
+        trigger::refuse_change(relation_of_trigger(fcinfo)?)?;
+        Ok((*(*fcinfo).context.cast::<pg_sys::TriggerData>()).tg_newtuple)
+    }
 }
 
 entry!(audit_ddl_command_end, pg_finfo_audit_ddl_command_end, ddl_command_end);

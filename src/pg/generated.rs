@@ -15,11 +15,12 @@ pub struct VirtualColumns {
 pub struct Completed {
     values: Vec<pg_sys::Datum>,
     nulls: Vec<bool>,
+    slot: *mut pg_sys::TupleTableSlot,
 }
 
 impl Completed {
     pub fn row(&self) -> Row<'_> {
-        Row { values: &self.values, nulls: &self.nulls, slot: std::ptr::null_mut() }
+        Row { values: &self.values, nulls: &self.nulls, slot: self.slot }
     }
 }
 
@@ -72,7 +73,7 @@ impl VirtualColumns {
 
     /// The row with the virtual columns computed, in the current memory context.
     pub fn complete(&self, row: Row) -> Completed {
-        let mut completed = Completed { values: row.values.to_vec(), nulls: row.nulls.to_vec() };
+        let mut completed = Completed { values: row.values.to_vec(), nulls: row.nulls.to_vec(), slot: row.slot };
         for &(index, state) in &self.columns {
             let mut is_null = false;
             // SAFETY: the state was prepared for this table; the row's slot holds a tuple of it. The boundary turns an

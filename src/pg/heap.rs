@@ -55,18 +55,44 @@ pub fn numeric_payload(value: u64) -> Result<Vec<u8>, Error> {
 
 /// A text[] in the current memory context.
 pub fn text_array(elements: &[Vec<u8>]) -> pg_sys::Datum {
+    varlena_array(elements, pg_sys::TEXTOID)
+}
+
+/// A bytea[] in the current memory context.
+pub fn bytea_array(elements: &[Vec<u8>]) -> pg_sys::Datum {
+    varlena_array(elements, pg_sys::BYTEAOID)
+}
+
+fn varlena_array(elements: &[Vec<u8>], element_type: pg_sys::Oid) -> pg_sys::Datum {
     const VARIABLE: i32 = -1;
     const ALIGN_INT: std::ffi::c_char = b'i' as std::ffi::c_char;
     let mut values: Vec<pg_sys::Datum> = elements.iter().map(|element| varlena(element)).collect();
-    // SAFETY: the datums are text values; the array is a copy of them.
+    // SAFETY: the datums are values of that type; the array is a copy of them.
     unsafe {
         pg_sys::Datum::from(pg_sys::construct_array(
             values.as_mut_ptr(),
             values.len() as i32,
-            pg_sys::TEXTOID,
+            element_type,
             VARIABLE,
             false,
             ALIGN_INT,
+        ))
+    }
+}
+
+/// An int8[] in the current memory context.
+pub fn int8_array(elements: &[i64]) -> pg_sys::Datum {
+    const ALIGN_DOUBLE: std::ffi::c_char = b'd' as std::ffi::c_char;
+    let mut values: Vec<pg_sys::Datum> = elements.iter().map(|element| pg_sys::Datum::from(*element)).collect();
+    // SAFETY: as above; the values are passed by value.
+    unsafe {
+        pg_sys::Datum::from(pg_sys::construct_array(
+            values.as_mut_ptr(),
+            values.len() as i32,
+            pg_sys::INT8OID,
+            8,
+            true,
+            ALIGN_DOUBLE,
         ))
     }
 }

@@ -12,9 +12,9 @@ use pgrx::pg_sys;
 
 use super::definition::Definition;
 use super::log_index::{self, LeafIndex};
-use super::relation::Opened;
 use super::tuple::Batch;
-use super::{catalog, log_partition};
+use super::unguarded::{self, guarded};
+use super::{catalog, expression_index, log_partition};
 use crate::error::Error;
 
 /// A partition, ready for inserts.
@@ -32,6 +32,14 @@ struct Leaf {
     /// An insert is under way, or an ERROR ended one: index access methods keep buffer pins in their cache, which an
     /// ERROR leaves dangling, so such a leaf is never used again.
     busy: Cell<bool>,
+}
+
+enum Outcome {
+    Inserted,
+    /// What was looked up is no longer so; nothing was inserted.
+    Stale,
+    /// The tuples are in the table, but this index is gone: an error.
+    IndexMissing(pg_sys::Oid),
 }
 
 thread_local! {
@@ -62,20 +70,20 @@ pub fn invalidate(relation: Option<pg_sys::Oid>) {
     });
 }
 
-/// Inserts the batch's tuples into the partition that holds `occurred_at`.
-pub fn insert(definition: &'static Definition, occurred_at: i64, batch: &mut Batch) -> Result<(), Error> {
+/// Inserts the batch's tuples into the partition that holds `occurred_at`, as `command` did it.
+pub fn insert(definition: &'static Definition, occurred_at: i64, command: u32, batch: &Batch) -> Result<(), Error> {
     loop {
         let leaf = leaf_for(definition, occurred_at)?;
-        let opened = Opened::known(leaf.table, pg_sys::RowExclusiveLock)
-            .ok_or_else(|| Error::LogMissing { table: definition.name.to_string_lossy().into_owned() })?;
-        // What was looked up holds only now, under the lock: while it waited, somebody may have altered the partition.
-        if leaf.is_usable() {
-            leaf.busy.set(true);
-            leaf.insert(opened.relation().0, batch)?;
-            leaf.busy.set(false);
+        if leaf.insert(command, batch)? {
             return Ok(());
         }
     }
+}
+
+/// Whether a query of the relation reads the partition that holds `occurred_at`. Not so where there is none: the insert
+/// will say.
+pub fn holds(definition: &'static Definition, occurred_at: i64, relation: pg_sys::Oid) -> bool {
+    leaf_for(definition, occurred_at).is_ok_and(|leaf| leaf.table == relation || leaf.parent == relation)
 }
 
 fn leaf_for(definition: &'static Definition, occurred_at: i64) -> Result<Rc<Leaf>, Error> {
@@ -151,26 +159,62 @@ impl Leaf {
         }
     }
 
-    fn insert(&self, relation: pg_sys::Relation, batch: &mut Batch) -> Result<(), Error> {
+    /// False where what was looked up is no longer so, and nothing was inserted.
+    fn insert(&self, command: u32, batch: &Batch) -> Result<bool, Error> {
         let mut tuples = batch.heap_tuples(self.table)?;
         let mut slots = self.slots.take();
         // SAFETY: the partition was checked to be a heap with the columns of the tuples. The slots are ours alone while
-        // they are out of `self.slots`; they are filled afresh on each use. An ERROR closes indexes and releases
+        // they are out of `self.slots`; they are filled afresh on each use. An ERROR closes relations and releases
         // buffers through the resource owner, and leaves `busy` set, so that nothing kept here is used again.
         unsafe {
             self.fill_slots(&mut slots, &mut tuples);
-            let command = pg_sys::GetCurrentCommandId(true);
-            if let [tuple] = tuples.as_mut_slice() {
-                pg_sys::heap_insert(relation, tuple, command, 0, std::ptr::null_mut());
-                (*slots[0]).tts_tid = tuple.t_self;
-            } else {
-                let count = tuples.len() as i32;
-                pg_sys::heap_multi_insert(relation, slots.as_mut_ptr(), count, command, 0, std::ptr::null_mut());
+            let slots = &mut slots[..tuples.len()];
+            match guarded(|| self.insert_plain(command, &mut tuples, slots)) {
+                Outcome::Inserted => {}
+                Outcome::Stale => return Ok(false),
+                Outcome::IndexMissing(oid) => return Err(Error::NoSuchTable { oid: oid.to_u32() }),
             }
-            log_index::insert_entries(&self.indexes, relation, &slots[..tuples.len()])?;
+            expression_index::insert_entries(&self.indexes, self.table, slots)?;
         }
+        self.busy.set(false);
         self.slots.replace(slots);
-        Ok(())
+        Ok(true)
+    }
+
+    /// Inserts the tuples, and their entries into the indexes on plain columns.
+    ///
+    /// # Safety
+    /// To be called inside `guarded`, with a slot for each tuple.
+    unsafe fn insert_plain(
+        &self,
+        command: u32,
+        tuples: &mut [pg_sys::HeapTupleData],
+        slots: &mut [*mut pg_sys::TupleTableSlot],
+    ) -> Outcome {
+        // SAFETY: as in `insert`.
+        unsafe {
+            unguarded::LockRelationOid(self.table, pg_sys::RowExclusiveLock as i32);
+            // What was looked up holds only now, under the lock: while it waited, somebody may have altered the partition.
+            if !self.is_usable() {
+                return Outcome::Stale;
+            }
+            let relation = unguarded::RelationIdGetRelation(self.table);
+            if relation.is_null() {
+                self.stale.set(true);
+                return Outcome::Stale;
+            }
+            self.busy.set(true);
+            if let ([tuple], [slot]) = (&mut *tuples, &mut *slots) {
+                unguarded::heap_insert(relation, tuple, command, 0, std::ptr::null_mut());
+                (**slot).tts_tid = tuple.t_self;
+            } else {
+                let count = slots.len() as i32;
+                unguarded::heap_multi_insert(relation, slots.as_mut_ptr(), count, command, 0, std::ptr::null_mut());
+            }
+            let missing = log_index::insert_entries(&self.indexes, relation, slots);
+            unguarded::relation_close(relation, pg_sys::NoLock as i32);
+            missing.map_or(Outcome::Inserted, Outcome::IndexMissing)
+        }
     }
 
     /// Points one slot at each tuple, as `ExecStoreHeapTuple` does, but never frees what the slot held before: that was

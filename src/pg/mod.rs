@@ -9,25 +9,38 @@
 #![allow(unsafe_code)]
 
 pub mod args;
+pub mod attempt;
+pub mod brin;
 pub mod catalog;
 pub mod compare;
 pub mod composite;
+pub mod condition;
 pub mod definition;
 pub mod encode;
 pub mod entry;
 pub mod env;
+pub mod expression_index;
 pub mod generated;
 pub mod guc;
 pub mod heap;
+pub mod hooks;
 pub mod instants;
 pub mod log_index;
 pub mod log_partition;
 pub mod log_table;
+pub mod parse;
+pub mod process;
+pub mod publish;
+pub mod readers;
 pub mod relation;
 pub mod report;
 pub mod session;
-
+pub mod shmem;
+pub mod spi;
+pub mod statement;
 pub mod table_triggers;
 pub mod trigger;
 pub mod tuple;
+pub mod unguarded;
+pub mod worker;
 pub mod xact;

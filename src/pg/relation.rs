@@ -4,11 +4,14 @@ use std::ffi::CStr;
 
 use pgrx::pg_sys;
 
+use super::attempt::SqlState;
 use super::catalog;
 use super::compare::Shape;
+use super::condition::{Condition, Rows};
 use super::encode::Encoder;
 use super::env::{self, Env};
 use super::generated::VirtualColumns;
+use super::unguarded;
 
 /// A table as it is now.
 pub struct Description {
@@ -131,6 +134,15 @@ impl Relation {
     pub fn column_names(self) -> Vec<Vec<u8>> {
         // SAFETY: the relation is open.
         unsafe { attributes((*self.0).rd_att).map(|(_, attribute)| name_bytes(&attribute.attname)).collect() }
+    }
+
+    /// Type of a column that is stored, not computed when read.
+    pub fn stored_type(self, name: &[u8]) -> Option<pg_sys::Oid> {
+        const VIRTUAL: u8 = b'v';
+        // SAFETY: the relation is open.
+        let mut attributes = unsafe { attributes((*self.0).rd_att) };
+        let (_, found) = attributes.find(|(_, attribute)| name_bytes(&attribute.attname) == name)?;
+        (found.attgenerated as u8 != VIRTUAL).then_some(found.atttypid)
     }
 
     /// Everything that a layout is made of. `capture` is the trigger function.
@@ -327,7 +339,7 @@ pub(super) fn is_complete(trigger: &pg_sys::Trigger) -> bool {
 pub struct Row<'a> {
     pub values: &'a [pg_sys::Datum],
     pub nulls: &'a [bool],
-    /// Where they come from; null for a completed copy.
+    /// Where they come from.
     pub(super) slot: *mut pg_sys::TupleTableSlot,
 }
 
@@ -341,7 +353,8 @@ impl<'a> Row<'a> {
         unsafe {
             let count = (*(*slot).tts_tupleDescriptor).natts;
             if i32::from((*slot).tts_nvalid) < count {
-                pg_sys::slot_getsomeattrs_int(slot, count);
+                // Fails for no slot that holds a tuple: it reads the tuple's bytes.
+                unguarded::slot_getsomeattrs_int(slot, count);
             }
             Row {
                 values: std::slice::from_raw_parts((*slot).tts_values, count as usize),
@@ -485,6 +498,15 @@ impl LayoutMemory {
 
     pub fn encoder(&self, type_id: pg_sys::Oid) -> (Encoder, Env) {
         Encoder::for_type(type_id, self.0)
+    }
+
+    /// A condition on rows of the table, prepared; or how that fails.
+    pub fn condition(&self, relation: Relation, text: &[u8], rows: Rows) -> Result<Condition, SqlState> {
+        match Condition::prepare(relation, text, rows, self.0) {
+            Ok(Ok(condition)) => Ok(condition),
+            Ok(Err(_)) => Err(SqlState::INVALID_DEFINITION),
+            Err(failure) => Err(failure.sqlstate()),
+        }
     }
 
     pub fn virtual_columns(&self, relation: Relation) -> VirtualColumns {

@@ -1,12 +1,12 @@
 //! Facts of the session and the transaction.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::ffi::CStr;
 use std::rc::Rc;
 
 use pgrx::pg_sys;
 
-use super::catalog;
+use super::{catalog, unguarded};
 use crate::error::Error;
 
 /// This library's version: the extension in the database must be of the same.
@@ -19,20 +19,8 @@ pub fn switch_off_backtraces() {
     unsafe { std::env::set_var("RUST_LIB_BACKTRACE", "0") };
 }
 
-/// Functions that read a variable of the backend and cannot fail: without the guard for errors, which costs more than
-/// they do and is paid for each row.
-mod unguarded {
-    use pgrx::pg_sys;
-
-    unsafe extern "C-unwind" {
-        pub fn GetSessionUserId() -> pg_sys::Oid;
-        pub fn GetUserId() -> pg_sys::Oid;
-        pub fn GetCurrentSubTransactionId() -> pg_sys::SubTransactionId;
-    }
-}
-
 /// Who the change is made as: the session's role and the one in effect.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Roles {
     pub session: pg_sys::Oid,
     pub effective: pg_sys::Oid,
@@ -43,45 +31,26 @@ pub fn roles() -> Roles {
     unsafe { Roles { session: unguarded::GetSessionUserId(), effective: unguarded::GetUserId() } }
 }
 
-thread_local! {
-    static ROLE_NAMES: RefCell<Vec<(pg_sys::Oid, Rc<[u8]>)>> = const { RefCell::new(Vec::new()) };
-}
-
 /// A role's name; its oid as text where it was dropped meanwhile.
 pub fn role_name(role: pg_sys::Oid) -> Rc<[u8]> {
-    let known =
-        ROLE_NAMES.with_borrow(|names| names.iter().find(|(oid, _)| *oid == role).map(|(_, name)| name.clone()));
-    if let Some(name) = known {
-        return name;
-    }
     // SAFETY: a catalog look-up that gives null for an unknown role.
-    let name: Rc<[u8]> = unsafe {
+    unsafe {
         let name = pg_sys::GetUserNameFromId(role, true);
         if name.is_null() {
             role.to_u32().to_string().as_bytes().into()
         } else {
             CStr::from_ptr(name).to_bytes().into()
         }
-    };
-    ROLE_NAMES.with_borrow_mut(|names| names.push((role, name.clone())));
-    name
+    }
 }
 
-/// PostgreSQL's word that roles may have changed.
-pub fn forget_role_names() {
-    ROLE_NAMES.with(|names| {
-        // Borrowed only between calls into PostgreSQL, so it is free here.
-        if let Ok(mut names) = names.try_borrow_mut() {
-            names.clear();
-        }
-    });
-}
-
-pub fn application_name() -> Vec<u8> {
-    // SAFETY: the variable is a C string, or null before it is set.
+/// The application's name until it is next set; empty where there is none.
+pub fn application_name() -> &'static [u8] {
+    // SAFETY: the variable is a C string, or null before it is set. The caller keeps the text for no longer than until
+    // PostgreSQL runs again.
     unsafe {
         let name = pg_sys::application_name;
-        if name.is_null() { Vec::new() } else { CStr::from_ptr(name).to_bytes().to_vec() }
+        if name.is_null() { b"" } else { CStr::from_ptr(name).to_bytes() }
     }
 }
 
@@ -126,10 +95,53 @@ pub fn client() -> Option<(std::net::IpAddr, u16)> {
     }
 }
 
+/// Sends a notification when this transaction is committed.
+pub fn notify(channel: &CStr, payload: &CStr) {
+    unsafe extern "C-unwind" {
+        // commands/async.h; not in pgrx's bindings.
+        fn Async_Notify(channel: *const std::ffi::c_char, payload: *const std::ffi::c_char);
+    }
+    // SAFETY: both are C strings. The boundary turns an ERROR into a panic; nothing with a destructor lives inside it.
+    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| Async_Notify(channel.as_ptr(), payload.as_ptr())) };
+}
+
+/// The setting search_path.
+pub fn search_path() -> Vec<u8> {
+    // SAFETY: the variable is a C string, or null before it is set.
+    unsafe {
+        let path = pg_sys::namespace_search_path;
+        if path.is_null() { Vec::new() } else { CStr::from_ptr(path).to_bytes().to_vec() }
+    }
+}
+
+/// Calls `body` with the names of database and role that the client asked for.
+pub fn with_login_names(body: impl FnOnce(&[u8], &[u8])) {
+    // SAFETY: the port structure, where there is one, holds C strings, or null before the client's first packet is read.
+    unsafe {
+        let port = pg_sys::libpq::be::MyProcPort;
+        if !port.is_null() && !(*port).database_name.is_null() && !(*port).user_name.is_null() {
+            let text = |text| CStr::from_ptr(text).to_bytes();
+            body(text((*port).database_name), text((*port).user_name));
+        }
+    }
+}
+
+/// Whether this process serves a client.
+pub fn has_client() -> bool {
+    // SAFETY: a read of a backend variable.
+    unsafe { !pg_sys::libpq::be::MyProcPort.is_null() }
+}
+
+/// When this process started, as `clock` counts.
+pub fn started_at() -> i64 {
+    // SAFETY: a read of a backend variable.
+    unsafe { pg_sys::MyStartTimestamp }
+}
+
 /// The clock, in microseconds since 2000-01-01 as PostgreSQL counts.
 pub fn clock() -> i64 {
     // SAFETY: reads the clock.
-    unsafe { pg_sys::GetCurrentTimestamp() }
+    unsafe { unguarded::GetCurrentTimestamp() }
 }
 
 /// PostgreSQL's time in microseconds since the Unix epoch.
@@ -154,14 +166,84 @@ pub fn transaction_id() -> u64 {
     unsafe { pg_sys::GetTopFullTransactionId().value }
 }
 
+/// The session's database.
+pub fn database() -> pg_sys::Oid {
+    // SAFETY: a read of a backend variable.
+    unsafe { pg_sys::MyDatabaseId }
+}
+
+/// Whether the server is loading `shared_preload_libraries`.
+pub fn is_preloading() -> bool {
+    // SAFETY: a read of a backend variable.
+    unsafe { pg_sys::process_shared_preload_libraries_in_progress }
+}
+
 pub fn wal_position() -> u64 {
     // SAFETY: reads shared memory.
-    unsafe { pg_sys::GetXLogInsertRecPtr() }
+    unsafe { unguarded::GetXLogInsertRecPtr() }
+}
+
+pub fn is_standby() -> bool {
+    // SAFETY: reads shared memory.
+    unsafe { pg_sys::RecoveryInProgress() }
 }
 
 pub fn system_identifier() -> u64 {
     // SAFETY: reads shared memory.
     unsafe { pg_sys::GetSystemIdentifier() }
+}
+
+/// The WAL timeline that is written: another one after a promotion or a point-in-time recovery.
+pub fn timeline() -> u32 {
+    // SAFETY: reads shared memory; the server is not in recovery, since something is being written.
+    unsafe { pg_sys::GetWALInsertionTimeLine() }
+}
+
+pub fn in_recovery() -> bool {
+    // SAFETY: reads shared memory.
+    unsafe { pg_sys::RecoveryInProgress() }
+}
+
+pub fn database_id() -> pg_sys::Oid {
+    // SAFETY: a read of a backend variable.
+    unsafe { pg_sys::MyDatabaseId }
+}
+
+pub fn database_name() -> String {
+    // SAFETY: a catalog look-up that gives a C string, or null for a database that is gone.
+    let name = unsafe {
+        let name = pg_sys::get_database_name(pg_sys::MyDatabaseId);
+        if name.is_null() { Vec::new() } else { CStr::from_ptr(name).to_bytes().to_vec() }
+    };
+    String::from_utf8_lossy(&to_utf8(&name)).into_owned()
+}
+
+/// Whether all statements of the transaction share one snapshot (REPEATABLE READ, SERIALIZABLE).
+pub fn shares_snapshot() -> bool {
+    // SAFETY: a read of a backend variable.
+    unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32 }
+}
+
+/// Has this transaction's commit wait until it is on disk, and with synchronous standbys until they have it, whatever
+/// the session has set.
+pub fn commit_durably() {
+    // SAFETY: marks the transaction; names and values are C strings. A stricter setting stays.
+    unsafe {
+        pg_sys::ForceSyncCommit();
+        let now = pg_sys::GetConfigOption(c"synchronous_commit".as_ptr(), false, false);
+        if now.is_null() || CStr::from_ptr(now) != c"remote_apply" {
+            pg_sys::set_config_option(
+                c"synchronous_commit".as_ptr(),
+                c"on".as_ptr(),
+                pg_sys::GucContext::PGC_USERSET,
+                pg_sys::GucSource::PGC_S_SESSION,
+                pg_sys::GucAction::GUC_ACTION_LOCAL,
+                true,
+                0,
+                false,
+            );
+        }
+    }
 }
 
 /// The text of an address as inet_out prints it.
@@ -221,6 +303,15 @@ pub fn to_utf8(text: &[u8]) -> std::borrow::Cow<'_, [u8]> {
     }
 }
 
+/// Text in the database's encoding, as it is or, where it is none, with what is not ASCII replaced.
+pub fn valid_text(text: &[u8]) -> std::borrow::Cow<'_, [u8]> {
+    // SAFETY: looks at so many bytes.
+    if unsafe { pg_sys::pg_verifymbstr(text.as_ptr().cast(), text.len() as i32, true) } {
+        return std::borrow::Cow::Borrowed(text);
+    }
+    text.iter().map(|&byte| if byte.is_ascii() && byte != 0 { byte } else { b'?' }).collect()
+}
+
 /// Refuses to write with a library of another version than the extension in the database has.
 pub fn check_version() -> Result<(), Error> {
     match catalog::extension_version()? {
@@ -238,28 +329,51 @@ pub fn make_changes_visible() {
 
 /// Acts as the extension's owner until dropped: to create triggers on tables and write policy, whoever the
 /// administrator is who asked. As in a SECURITY DEFINER function, SET ROLE is not possible meanwhile.
-pub struct AsOwner {
-    user: pg_sys::Oid,
-    context: std::ffi::c_int,
-}
+pub struct AsOwner(#[allow(dead_code, reason = "held for its end")] Switched);
 
 impl AsOwner {
     pub fn begin() -> Result<Self, Error> {
         let owner = catalog::extension_owner()?.ok_or(Error::NotInstalled)?;
+        Ok(AsOwner(Switched::to(owner, pg_sys::SECURITY_LOCAL_USERID_CHANGE)))
+    }
+}
+
+/// Acts as a role that has no rights but everybody's until dropped, and can do nothing that outlasts the call: for what an
+/// administrator wrote and others evaluate. PostgreSQL has no role of that kind; the predefined one that is used here may
+/// do CHECKPOINT, which a restricted operation has no use for.
+pub struct AsNobody(#[allow(dead_code, reason = "held for its end")] Switched);
+
+impl AsNobody {
+    pub fn begin() -> Self {
+        /// pg_checkpoint, in `pg_authid.dat`.
+        const NOBODY: pg_sys::Oid = pg_sys::Oid::from_u32(4544);
+        let restricted = pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION;
+        AsNobody(Switched::to(NOBODY, restricted))
+    }
+}
+
+/// The current user and security context that were, put back when dropped.
+struct Switched {
+    user: pg_sys::Oid,
+    context: std::ffi::c_int,
+}
+
+impl Switched {
+    fn to(role: pg_sys::Oid, flags: u32) -> Self {
         let (mut user, mut context) = (pg_sys::InvalidOid, 0);
         // SAFETY: fills two locals, then sets the same variables as a SECURITY DEFINER function does; an abort puts back
         // the outer ones.
         unsafe {
             pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
-            pg_sys::SetUserIdAndSecContext(owner, context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32);
+            pg_sys::SetUserIdAndSecContext(role, context | flags as i32);
         }
-        Ok(AsOwner { user, context })
+        Switched { user, context }
     }
 }
 
-impl Drop for AsOwner {
+impl Drop for Switched {
     fn drop(&mut self) {
-        // SAFETY: puts back what `begin` found.
+        // SAFETY: puts back what `to` found.
         unsafe { pg_sys::SetUserIdAndSecContext(self.user, self.context) };
     }
 }

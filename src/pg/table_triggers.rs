@@ -13,20 +13,17 @@ use crate::error::Error;
 enum Wanted {
     /// AFTER ROW: captures.
     Row,
-    /// AFTER STATEMENT: writes what was captured.
-    Statement,
     Truncate,
 }
 
 impl Wanted {
-    const ALL: [Wanted; 3] = [Wanted::Row, Wanted::Statement, Wanted::Truncate];
+    const ALL: [Wanted; 2] = [Wanted::Row, Wanted::Truncate];
 
     /// Names begin with a character below all letters and digits, so that these fire before any other trigger, and end
     /// with the oid, so that a partition audited by itself can be attached to an audited table.
     fn name(self, table: pg_sys::Oid) -> String {
         let what = match self {
             Wanted::Row => "row",
-            Wanted::Statement => "statement",
             Wanted::Truncate => "truncate",
         };
         format!("!audit_{what}_{}", table.to_u32())
@@ -34,9 +31,7 @@ impl Wanted {
 
     fn events(self) -> u32 {
         match self {
-            Wanted::Row | Wanted::Statement => {
-                pg_sys::TRIGGER_TYPE_INSERT | pg_sys::TRIGGER_TYPE_UPDATE | pg_sys::TRIGGER_TYPE_DELETE
-            }
+            Wanted::Row => pg_sys::TRIGGER_TYPE_INSERT | pg_sys::TRIGGER_TYPE_UPDATE | pg_sys::TRIGGER_TYPE_DELETE,
             Wanted::Truncate => pg_sys::TRIGGER_TYPE_TRUNCATE,
         }
     }

@@ -4,6 +4,7 @@
 use pgrx::pg_sys;
 
 use super::relation::{Relation, Row};
+use super::unguarded::{HeapTupleHeaderGetCmax, HeapTupleHeaderGetCmin};
 use crate::error::Error;
 
 /// What the trigger was called for.
@@ -13,14 +14,6 @@ pub enum Kind {
     Update,
     Delete,
     Truncate,
-    /// End of an INSERT, UPDATE or DELETE statement.
-    Statement,
-}
-
-unsafe extern "C-unwind" {
-    // access/htup_details.h. Without pgrx's guard for errors: they look up memory and cannot fail.
-    fn HeapTupleHeaderGetCmin(tuple: pg_sys::HeapTupleHeader) -> pg_sys::CommandId;
-    fn HeapTupleHeaderGetCmax(tuple: pg_sys::HeapTupleHeader) -> pg_sys::CommandId;
 }
 
 pub struct Call {
@@ -50,14 +43,13 @@ impl Call {
                 (pg_sys::TRIGGER_EVENT_UPDATE, true, true) => Kind::Update,
                 (pg_sys::TRIGGER_EVENT_DELETE, true, true) => Kind::Delete,
                 (pg_sys::TRIGGER_EVENT_TRUNCATE, false, true) => Kind::Truncate,
-                (_, false, true) => Kind::Statement,
                 _ => return Err(Error::WrongTrigger),
             };
             let call = Call { data, function: (*(*fcinfo).flinfo).fn_oid, kind };
             let slots_present = match kind {
                 Kind::Insert | Kind::Delete => !(*data).tg_trigslot.is_null(),
                 Kind::Update => !(*data).tg_trigslot.is_null() && !(*data).tg_newslot.is_null(),
-                Kind::Truncate | Kind::Statement => true,
+                Kind::Truncate => true,
             };
             if slots_present { Ok(call) } else { Err(Error::WrongTrigger) }
         }

@@ -6,8 +6,8 @@ use std::ffi::c_void;
 
 use pgrx::{pg_guard, pg_sys};
 
-use super::{composite, log_table, report, session};
-use crate::{layouts, transaction};
+use super::{composite, log_table, publish, readers, report, session, statement};
+use crate::{facts, failures, layouts, logins, transaction};
 
 /// Registers the callbacks, once per process.
 pub fn init() {
@@ -17,8 +17,9 @@ pub fn init() {
         pg_sys::RegisterSubXactCallback(Some(at_subtransaction), std::ptr::null_mut());
         pg_sys::CacheRegisterRelcacheCallback(Some(at_relation_change), pg_sys::Datum::from(0usize));
         let nothing = pg_sys::Datum::from(0usize);
-        let roles = pg_sys::SysCacheIdentifier::AUTHOID as i32;
-        pg_sys::CacheRegisterSyscacheCallback(roles, Some(at_role_change), nothing);
+        for cache in [pg_sys::SysCacheIdentifier::AUTHOID, pg_sys::SysCacheIdentifier::AUTHMEMMEMROLE] {
+            pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(at_role_change), nothing);
+        }
         for cache in [pg_sys::SysCacheIdentifier::NAMESPACEOID, pg_sys::SysCacheIdentifier::CASTSOURCETARGET] {
             pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(at_name_or_cast_change), nothing);
         }
@@ -30,9 +31,21 @@ unsafe extern "C-unwind" fn at_transaction(event: pg_sys::XactEvent::Type, _argu
     use pg_sys::XactEvent::*;
     match event {
         XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => report::ok(transaction::before_commit()),
-        XACT_EVENT_COMMIT => transaction::ended(transaction::End::Committed),
+        XACT_EVENT_COMMIT => {
+            transaction::ended(transaction::End::Committed);
+            publish::committed();
+            failures::retry();
+            if session::has_client() {
+                logins::logged_in();
+            }
+        }
         XACT_EVENT_PREPARE => transaction::ended(transaction::End::Prepared),
-        XACT_EVENT_ABORT => transaction::ended(transaction::End::Aborted),
+        XACT_EVENT_ABORT => {
+            failures::transaction_rolled_back(transaction::next_seq());
+            transaction::ended(transaction::End::Aborted);
+            publish::aborted();
+            statement::transaction_aborted();
+        }
         _ => {}
     }
 }
@@ -46,8 +59,17 @@ unsafe extern "C-unwind" fn at_subtransaction(
 ) {
     use pg_sys::SubXactEvent::*;
     match event {
-        SUBXACT_EVENT_COMMIT_SUB => transaction::subtransaction_committed(id, parent),
-        SUBXACT_EVENT_ABORT_SUB => transaction::subtransaction_aborted(id),
+        SUBXACT_EVENT_COMMIT_SUB => {
+            transaction::subtransaction_committed(id, parent);
+            publish::subtransaction_committed(id, parent);
+        }
+        SUBXACT_EVENT_ABORT_SUB => {
+            let captured = transaction::next_seq();
+            transaction::subtransaction_aborted(id);
+            publish::subtransaction_aborted(id);
+            failures::rolled_back(captured - transaction::next_seq());
+            statement::subtransaction_aborted();
+        }
         _ => {}
     }
 }
@@ -61,7 +83,8 @@ unsafe extern "C-unwind" fn at_relation_change(_argument: pg_sys::Datum, relatio
 
 #[pg_guard]
 unsafe extern "C-unwind" fn at_role_change(_argument: pg_sys::Datum, _cache: std::ffi::c_int, _hash: u32) {
-    session::forget_role_names();
+    facts::forget();
+    readers::forget_plans();
 }
 
 /// A schema's name is part of each layout of its tables; a cast to json decides how a type is written.

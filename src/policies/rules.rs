@@ -16,6 +16,7 @@ pub struct Options {
     pub require_context: Vec<String>,
     pub skip_unchanged: bool,
     pub snapshot: bool,
+    pub tenant_column: Option<String>,
 }
 
 /// Refuses what is not `sync` at rate 1.
@@ -67,7 +68,12 @@ pub(super) fn check_auditable(relation: Relation) -> Result<(), Error> {
 pub(super) fn check_options(relation: Relation, options: &Options) -> Result<(), Error> {
     check_context_keys(options)?;
     let columns = relation.column_names();
-    let named = options.exclude_columns.iter().chain(&options.mask_columns).chain(&options.soft_delete_column);
+    let named = options
+        .exclude_columns
+        .iter()
+        .chain(&options.mask_columns)
+        .chain(&options.soft_delete_column)
+        .chain(&options.tenant_column);
     for column in named {
         if !columns.iter().any(|name| name == column.as_bytes()) {
             return Err(Error::NoSuchColumn {
@@ -82,7 +88,29 @@ pub(super) fn check_options(relation: Relation, options: &Options) -> Result<(),
             hint: "An excluded column is left out of the record, a masked one reads \"***\".",
         });
     }
-    Ok(())
+    match &options.tenant_column {
+        Some(column) => check_tenant_column(relation, column, options),
+        None => Ok(()),
+    }
+}
+
+fn check_tenant_column(relation: Relation, column: &String, options: &Options) -> Result<(), Error> {
+    const TYPES: [Oid; 6] =
+        [pg_sys::TEXTOID, pg_sys::VARCHAROID, pg_sys::UUIDOID, pg_sys::INT2OID, pg_sys::INT4OID, pg_sys::INT8OID];
+    let refuse = |why: &str, hint| {
+        Err(Error::InvalidOption { message: format!("column \"{column}\" cannot name the tenant: it is {why}"), hint })
+    };
+    if options.exclude_columns.contains(column) || options.mask_columns.contains(column) {
+        return refuse(
+            "excluded or masked",
+            "The tenant is recorded with each change; leave the column in the record.",
+        );
+    }
+    match relation.stored_type(column.as_bytes()) {
+        Some(type_id) if TYPES.contains(&relation::base_type(type_id)) => Ok(()),
+        Some(_) => refuse("of another type", "Name a column of type text, varchar, uuid, smallint, integer or bigint."),
+        None => refuse("not stored", "Name a column that is no virtual generated column."),
+    }
 }
 
 pub(super) fn check_context_keys(options: &Options) -> Result<(), Error> {
@@ -120,6 +148,7 @@ impl Options {
             exclude_columns: self.exclude_columns.iter().filter(|column| has(column)).cloned().collect(),
             mask_columns: self.mask_columns.iter().filter(|column| has(column)).cloned().collect(),
             soft_delete_column: self.soft_delete_column.clone().filter(has),
+            tenant_column: self.tenant_column.clone().filter(has),
             ..self.clone()
         }
     }

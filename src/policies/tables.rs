@@ -6,18 +6,24 @@ use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys::{self, Oid};
 use pgrx::spi::SpiClient;
 
-use super::Options;
+use super::{NewRule, Options};
 use crate::error::Error;
 use crate::pg::env::{self, Env};
 use crate::pg::relation::{self, Relation, with_descendants};
 
-/// Forgets the policies of tables and schemas that are gone.
+/// Forgets the policies of tables and schemas that are gone, and the action rules.
 pub fn forget_dropped() -> Result<(), Error> {
     let _acting = super::Acting::begin()?;
     run(
         "DELETE FROM audit.policy p USING pg_catalog.pg_event_trigger_dropped_objects() d
          WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
            AND p.target = d.objid",
+        &[],
+    )?;
+    run(
+        "DELETE FROM audit.action_rule r USING pg_catalog.pg_event_trigger_dropped_objects() d
+         WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
+           AND r.target = d.objid",
         &[],
     )?;
     run(
@@ -49,7 +55,7 @@ pub fn without_trigger(capture: Oid) -> Result<Vec<Oid>, Error> {
     )
 }
 
-/// Has the columns that a policy names follow a renaming: their numbers are in the last layout.
+/// Has the columns that a policy and its action rules name follow a renaming: their numbers are in the last layout.
 pub(super) fn rename_columns(table: Oid) -> Result<(), Error> {
     run(
         "WITH layout AS (
@@ -60,6 +66,10 @@ pub(super) fn rename_columns(table: Oid) -> Result<(), Error> {
              JOIN pg_catalog.pg_attribute a
                ON a.attrelid = $1 AND a.attnum = (c.value ->> 'attnum')::int2 AND NOT a.attisdropped
              WHERE a.attname::text <> c.value ->> 'name'
+         ), rules AS (
+             UPDATE audit.action_rule SET
+                 columns = ARRAY(SELECT coalesce(r.new_name, n) FROM unnest(columns) n LEFT JOIN renamed r ON r.old_name = n)
+             WHERE target = $1 AND columns IS NOT NULL AND EXISTS (SELECT FROM renamed)
          )
          UPDATE audit.policy SET
              exclude_columns = ARRAY(SELECT coalesce(r.new_name, n) FROM unnest(exclude_columns) n
@@ -67,7 +77,8 @@ pub(super) fn rename_columns(table: Oid) -> Result<(), Error> {
              mask_columns = ARRAY(SELECT coalesce(r.new_name, n) FROM unnest(mask_columns) n
                                   LEFT JOIN renamed r ON r.old_name = n),
              soft_delete_column = coalesce((SELECT r.new_name FROM renamed r WHERE r.old_name = soft_delete_column),
-                                           soft_delete_column)
+                                           soft_delete_column),
+             tenant_column = coalesce((SELECT r.new_name FROM renamed r WHERE r.old_name = tenant_column), tenant_column)
          WHERE target = $1 AND EXISTS (SELECT FROM renamed)",
         &[oid(table)],
     )
@@ -129,7 +140,7 @@ pub(super) fn tables_of(schema: Oid) -> Result<Vec<Oid>, Error> {
 pub(super) fn schema_options(relation: Relation) -> Result<Option<Options>, Error> {
     let name = String::from_utf8_lossy(&relation::namespace_name(relation.namespace())).into_owned();
     let found = query(
-        "SELECT exclude_columns, mask_columns, soft_delete_column, require_context, skip_unchanged
+        "SELECT exclude_columns, mask_columns, soft_delete_column, require_context, skip_unchanged, tenant_column
          FROM audit.schema_policy WHERE schema_name = $1 AND include_future AND $2 <> ALL (except_tables)",
         &[name.as_str().into(), String::from_utf8_lossy(&relation.name()).into_owned().into()],
         |row| {
@@ -140,6 +151,7 @@ pub(super) fn schema_options(relation: Relation) -> Result<Option<Options>, Erro
                 require_context: row.get::<Vec<String>>(4)?.unwrap_or_default(),
                 skip_unchanged: row.get(5)?.unwrap_or(false),
                 snapshot: false,
+                tenant_column: row.get(6)?,
             }))
         },
     )?;
@@ -178,8 +190,8 @@ pub(super) fn write_policy(target: Oid, inherited_from: Option<Oid>, options: &O
     run(
         &format!(
             "INSERT INTO audit.policy (target, inherited_from, exclude_columns, mask_columns, soft_delete_column,
-            require_context, skip_unchanged)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)
+            require_context, skip_unchanged, tenant_column)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
          ON CONFLICT (target) DO UPDATE SET inherited_from = excluded.inherited_from,
             {REPLACE_OPTIONS}"
         ),
@@ -191,6 +203,7 @@ pub(super) fn write_policy(target: Oid, inherited_from: Option<Oid>, options: &O
             options.soft_delete_column.clone().into(),
             options.require_context.clone().into(),
             options.skip_unchanged.into(),
+            options.tenant_column.clone().into(),
         ],
     )
 }
@@ -208,8 +221,8 @@ pub(super) fn copy_policy(table: Oid, source: Oid) -> Result<(), Error> {
     run(
         &format!(
             "INSERT INTO audit.policy (target, inherited_from, exclude_columns, mask_columns, soft_delete_column,
-            require_context, skip_unchanged)
-         SELECT $1, $2, exclude_columns, mask_columns, soft_delete_column, require_context, skip_unchanged
+            require_context, skip_unchanged, tenant_column)
+         SELECT $1, $2, exclude_columns, mask_columns, soft_delete_column, require_context, skip_unchanged, tenant_column
          FROM audit.policy WHERE target = $2
          ON CONFLICT (target) DO UPDATE SET inherited_from = excluded.inherited_from,
             {REPLACE_OPTIONS}"
@@ -248,7 +261,7 @@ const SPI_FAILED: Error = Error::Internal("a query on the audit policy failed");
 /// What an upsert does to the options that audit.policy and audit.schema_policy share.
 const REPLACE_OPTIONS: &str = "exclude_columns = excluded.exclude_columns, mask_columns = excluded.mask_columns,
     soft_delete_column = excluded.soft_delete_column, require_context = excluded.require_context,
-    skip_unchanged = excluded.skip_unchanged";
+    skip_unchanged = excluded.skip_unchanged, tenant_column = excluded.tenant_column";
 
 /// Drops the policy of a table, and of what follows it.
 pub(super) fn forget_policy(target: Oid) -> Result<(), Error> {
@@ -269,8 +282,8 @@ pub(super) fn write_schema_policy(
     run(
         &format!(
             "INSERT INTO audit.schema_policy (schema_name, schema_id, include_future, exclude_columns, mask_columns,
-            soft_delete_column, require_context, skip_unchanged)
-         VALUES ($1, $8, $2, $3, $4, $5, $6, $7)
+            soft_delete_column, require_context, skip_unchanged, tenant_column)
+         VALUES ($1, $8, $2, $3, $4, $5, $6, $7, $9)
          ON CONFLICT (schema_name) DO UPDATE SET schema_id = excluded.schema_id,
             include_future = excluded.include_future,
             {REPLACE_OPTIONS}"
@@ -284,10 +297,48 @@ pub(super) fn write_schema_policy(
             options.require_context.clone().into(),
             options.skip_unchanged.into(),
             oid(schema),
+            options.tenant_column.clone().into(),
         ],
     )
 }
 
 pub(super) fn forget_schema(name: &str) -> Result<(), Error> {
     run("DELETE FROM audit.schema_policy WHERE schema_name = $1", &[name.into()])
+}
+
+/// Writes a rule, and returns its id.
+pub(super) fn write_rule(rule: &NewRule) -> Result<i32, Error> {
+    let columns = (!rule.columns.is_empty()).then(|| rule.columns.clone());
+    let sql = "INSERT INTO audit.action_rule (target, priority, operation, columns, condition, action)
+               VALUES ($1, $2, $3, $4, $5, $6) RETURNING id";
+    let arguments = [
+        oid(rule.target),
+        rule.priority.into(),
+        rule.operation.as_str().into(),
+        columns.into(),
+        rule.condition.clone().into(),
+        rule.action.as_str().into(),
+    ];
+    changed(sql, &arguments, |row| row.get(1))?.ok_or(SPI_FAILED)
+}
+
+/// Removes a rule, and returns the table that it was for.
+pub(super) fn delete_rule(id: i32) -> Result<Option<Oid>, Error> {
+    let sql = "DELETE FROM audit.action_rule WHERE id = $1 RETURNING target::pg_catalog.oid";
+    changed(sql, &[id.into()], |row| row.get(1))
+}
+
+/// What `take` makes of the one row that a statement changes.
+fn changed<T>(
+    sql: &str,
+    arguments: &[DatumWithOid],
+    take: impl Fn(&pgrx::spi::SpiHeapTupleData) -> Result<Option<T>, pgrx::spi::Error>,
+) -> Result<Option<T>, Error> {
+    let run = |client: &mut SpiClient| -> Result<Option<T>, pgrx::spi::Error> {
+        match client.update(sql, None, arguments)?.next() {
+            Some(row) => take(&row),
+            None => Ok(None),
+        }
+    };
+    Spi::connect_mut(run).map_err(|_| SPI_FAILED)
 }

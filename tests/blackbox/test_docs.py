@@ -22,7 +22,7 @@ from psycopg import sql
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-ROLES = ("app_user", "auditor", "audit_manager")
+ROLES = ("app_user", "auditor", "audit_manager", "acme_auditor")
 SQL = re.compile(r"\s*(?:sql)?(?: (skip)| error=(\w{5}))?$")
 MARK = "@@ %s @@"
 

@@ -1,109 +1,32 @@
 """The log is recomputed here from its tables, by the rules of docs/format.md and nothing else.
 
 What this is not: a use of the extension's own functions. Not one line of audit_ext runs in a check below, save in
-the last test, which holds audit.canonical and audit.verify_event against this file. The functions above `VECTOR` are
-what an auditor would write after reading docs/format.md; the test vectors are read from that page, so neither can
-drift from the other.
+the last test, which holds audit.canonical and audit.verify_event against this file. tiny_verifier.py is what an auditor
+would write after reading docs/format.md; the test vectors are read from that page, so neither can drift from the
+other.
 """
 
-import datetime
-import decimal
-import hashlib
-import json
 import re
 import uuid
 from pathlib import Path
 
 import psycopg
 import pytest
+from tiny_verifier import (
+    CHANGESET_FIELDS,
+    EVENT_FIELDS,
+    canonical_changeset,
+    canonical_event,
+    canonical_json,
+    checksum,
+    merkle_root,
+    parse_json,
+    read_changesets,
+    read_events,
+    uuid_microseconds,
+)
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "format.md"
-EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
-
-EVENT_FIELDS = (
-    "changeset_id seq command occurred_at schema_name table_name operation action status resource resource_id"
-    " row_image old_values details"
-).split()
-CHANGESET_FIELDS = (
-    "id occurred_at era position xid user_id tenant_id request_id session_id ip_address user_agent reason context"
-    " session_role effective_role application_name client_addr client_port backend_pid statement origin event_count"
-    " events_root"
-).split()
-
-
-# --- the rules of docs/format.md -------------------------------------------------------------------------------------
-
-
-def string(text):
-    """A JSON string: two-character escapes where JSON has them, \\u00xx for other controls, all else as it is."""
-    short = {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
-    return '"' + "".join(short.get(c) or (f"\\u{ord(c):04x}" if c < " " else c) for c in text) + '"'
-
-
-def number(value):
-    """A number in full, without an exponent, with the fraction digits that it has; zero has no sign."""
-    text = format(decimal.Decimal(value), "f")
-    return text.lstrip("-") if not text.strip("-0.") else text
-
-
-def canonical_json(value):
-    """A JSON value as text: ', ' and ': ' between parts, an object's keys shortest first, then by bytes."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return string(value)
-    if isinstance(value, (int, decimal.Decimal)):
-        return number(value)
-    if isinstance(value, list):
-        return "[" + ", ".join(canonical_json(item) for item in value) + "]"
-    keys = sorted(value, key=lambda key: (len(key.encode()), key.encode()))
-    return "{" + ", ".join(f"{string(key)}: {canonical_json(value[key])}" for key in keys) + "}"
-
-
-def parse_json(text):
-    """JSON with its numbers kept exact."""
-    return json.loads(text, parse_float=decimal.Decimal, parse_int=decimal.Decimal)
-
-
-def microseconds(moment):
-    """Microseconds since the Unix epoch."""
-    return (moment - EPOCH) // datetime.timedelta(microseconds=1)
-
-
-def wal_bytes(position):
-    """A WAL position (pg_lsn) as a number of bytes."""
-    high, low = position.split("/")
-    return (int(high, 16) << 32) + int(low, 16)
-
-
-def canonical_event(record):
-    return canonical_json(["audit_ext/event/1"] + [record[field] for field in EVENT_FIELDS])
-
-
-def canonical_changeset(record):
-    return canonical_json(["audit_ext/changeset/1"] + [record[field] for field in CHANGESET_FIELDS])
-
-
-def checksum(salt, canonical):
-    return hashlib.sha256(salt.bytes + canonical.encode()).digest()
-
-
-def merkle_root(leaves):
-    """RFC 6962, section 2.1: the Merkle tree hash."""
-    if not leaves:
-        return hashlib.sha256().digest()
-    if len(leaves) == 1:
-        return hashlib.sha256(b"\x00" + leaves[0]).digest()
-    split = 1 << (len(leaves) - 1).bit_length() - 1
-    return hashlib.sha256(b"\x01" + merkle_root(leaves[:split]) + merkle_root(leaves[split:])).digest()
-
-
-def uuid_microseconds(identifier):
-    """The instant that a changeset's id holds."""
-    milliseconds, fraction = identifier.int >> 80, identifier.int >> 64 & 0xFFF
-    return milliseconds * 1000 + fraction * 1000 // 4096
 
 
 # --- the test vectors ------------------------------------------------------------------------------------------------
@@ -187,43 +110,6 @@ def test_event_vector_in_sql(connection, vector):
 
 
 # --- a log -----------------------------------------------------------------------------------------------------------
-
-EVENTS = """
-SELECT e.changeset_id, e.seq, e.command, e.occurred_at, r.schema_name, r.table_name, e.operation::text, e.action,
-       e.status::text, e.resource, e.resource_id, e.row_image::text, e.old_values::text, e.details::text,
-       e.salt, e.checksum
-  FROM audit.event e LEFT JOIN audit.relation r ON r.id = e.relation_id
- ORDER BY e.changeset_id, e.seq
-"""
-CHANGESETS = """
-SELECT id, occurred_at, era, position::text, xid::text, user_id, tenant_id, request_id, session_id, abbrev(ip_address),
-       user_agent, reason, context::text, session_role, effective_role, application_name, abbrev(client_addr),
-       client_port, backend_pid, statement, origin::text, event_count, encode(events_root, 'hex'), salt, checksum
-  FROM audit.changeset
- ORDER BY id
-"""
-
-
-def read_events(connection):
-    """The events, as records of canonical fields beside salt and checksum."""
-    for *fields, salt, digest in connection.execute(EVENTS).fetchall():
-        record = dict(zip(EVENT_FIELDS, fields, strict=True))
-        record["occurred_at"] = microseconds(record["occurred_at"])
-        record["changeset_id"] = str(record["changeset_id"])
-        for field in ("row_image", "old_values", "details"):
-            record[field] = None if record[field] is None else parse_json(record[field])
-        yield record, salt, digest
-
-
-def read_changesets(connection):
-    for *fields, salt, digest in connection.execute(CHANGESETS).fetchall():
-        record = dict(zip(CHANGESET_FIELDS, fields, strict=True))
-        record["id"] = str(record["id"])
-        record["occurred_at"] = microseconds(record["occurred_at"])
-        record["position"] = None if record["position"] is None else wal_bytes(record["position"])
-        record["context"] = None if record["context"] is None else parse_json(record["context"])
-        yield record, salt, digest
-
 
 AWKWARD = "\x01\x08\x0c\t\n\r\x1f\x7f\u00a0\u2028 \\ \" / é 漢 \U0001f600 \U0010ffff"
 

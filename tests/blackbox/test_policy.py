@@ -40,7 +40,7 @@ def counted(conn, count, target="t"):
 def test_defaults(table):
     table.execute("SELECT audit.enable('t')")
     assert policy(table) == ("sync", 1.0, [], [], None, [], False, None, "postgres")
-    assert len(triggers(table)) == 3 and {enabled for _, enabled in triggers(table)} == {"A"}
+    assert len(triggers(table)) == 2 and {enabled for _, enabled in triggers(table)} == {"A"}
 
 
 def test_enabling_twice_changes_nothing(table):

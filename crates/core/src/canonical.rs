@@ -136,6 +136,35 @@ pub struct EventRecord<'a> {
     pub details: Option<&'a [u8]>,
 }
 
+/// The fields of a changeset that tell of the application's context. Texts are in the server encoding.
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs, reason = "the columns of audit.changeset")]
+pub struct ContextRecord<'a> {
+    pub user_id: Option<&'a [u8]>,
+    pub tenant_id: Option<&'a [u8]>,
+    pub request_id: Option<&'a [u8]>,
+    pub session_id: Option<&'a [u8]>,
+    /// Text of an `inet`.
+    pub ip_address: Option<&'a [u8]>,
+    pub user_agent: Option<&'a [u8]>,
+    pub reason: Option<&'a [u8]>,
+    /// Text of JSONB.
+    pub context: Option<&'a [u8]>,
+}
+
+/// The fields of a changeset that tell of the database session. Texts are in the server encoding.
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs, reason = "the columns of audit.changeset")]
+pub struct SessionRecord<'a> {
+    pub session_role: Option<&'a [u8]>,
+    pub effective_role: Option<&'a [u8]>,
+    pub application_name: Option<&'a [u8]>,
+    /// Text of an `inet`.
+    pub client_addr: Option<&'a [u8]>,
+    pub client_port: Option<i32>,
+    pub backend_pid: i32,
+}
+
 /// The fields of a changeset, in their canonical order. Texts are in the server encoding.
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs, reason = "the columns of audit.changeset")]
@@ -147,23 +176,10 @@ pub struct ChangesetRecord<'a> {
     /// Bytes since the start of the WAL.
     pub position: Option<u64>,
     pub xid: u64,
-    pub user_id: Option<&'a [u8]>,
-    pub tenant_id: Option<&'a [u8]>,
-    pub request_id: Option<&'a [u8]>,
-    pub session_id: Option<&'a [u8]>,
-    /// Text of an `inet`.
-    pub ip_address: Option<&'a [u8]>,
-    pub user_agent: Option<&'a [u8]>,
-    pub reason: Option<&'a [u8]>,
-    /// Text of JSONB.
-    pub context: Option<&'a [u8]>,
-    pub session_role: Option<&'a [u8]>,
-    pub effective_role: Option<&'a [u8]>,
-    pub application_name: Option<&'a [u8]>,
-    /// Text of an `inet`.
-    pub client_addr: Option<&'a [u8]>,
-    pub client_port: Option<i32>,
-    pub backend_pid: i32,
+    /// What [`context`] wrote.
+    pub context: &'a [u8],
+    /// What [`session`] wrote.
+    pub session: &'a [u8],
     pub statement: Option<&'a [u8]>,
     pub origin: Origin,
     pub event_count: i32,
@@ -243,6 +259,39 @@ pub fn event(record: &EventRecord<'_>, out: &mut Vec<u8>) -> Result<()> {
     buf::push(fields.out, b']')
 }
 
+/// Writes the fields from `user_id` to `context`, each after a comma, in place of what `out` held. A session has the same
+/// for many changesets.
+pub fn context(record: &ContextRecord<'_>, out: &mut Vec<u8>) -> Result<()> {
+    out.clear();
+    let mut fields = Fields { out };
+    for text in [
+        record.user_id,
+        record.tenant_id,
+        record.request_id,
+        record.session_id,
+        record.ip_address,
+        record.user_agent,
+        record.reason,
+    ] {
+        fields.string(text)?;
+    }
+    fields.json(record.context)
+}
+
+/// Writes the fields from `session_role` to `backend_pid`, each after a comma, in place of what `out` held.
+pub fn session(record: &SessionRecord<'_>, out: &mut Vec<u8>) -> Result<()> {
+    out.clear();
+    let mut fields = Fields { out };
+    for text in [record.session_role, record.effective_role, record.application_name, record.client_addr] {
+        fields.string(text)?;
+    }
+    match record.client_port {
+        Some(port) => fields.integer(port)?,
+        None => fields.raw(NULL)?,
+    }
+    fields.integer(record.backend_pid)
+}
+
 /// Writes the canonical text of a changeset in place of what `out` held:
 /// `jsonb_build_array('audit_ext/changeset/1', id, occurred_at, era, position, xid, user_id, tenant_id, request_id,
 /// session_id, ip_address, user_agent, reason, context, session_role, effective_role, application_name, client_addr,
@@ -260,26 +309,8 @@ pub fn changeset(record: &ChangesetRecord<'_>, out: &mut Vec<u8>) -> Result<()> 
         None => fields.raw(NULL)?,
     }
     fields.plain(itoa::Buffer::new().format(record.xid).as_bytes())?;
-    for text in [
-        record.user_id,
-        record.tenant_id,
-        record.request_id,
-        record.session_id,
-        record.ip_address,
-        record.user_agent,
-        record.reason,
-    ] {
-        fields.string(text)?;
-    }
-    fields.json(record.context)?;
-    for text in [record.session_role, record.effective_role, record.application_name, record.client_addr] {
-        fields.string(text)?;
-    }
-    match record.client_port {
-        Some(port) => fields.integer(port)?,
-        None => fields.raw(NULL)?,
-    }
-    fields.integer(record.backend_pid)?;
+    buf::put(fields.out, record.context)?;
+    buf::put(fields.out, record.session)?;
     fields.string(record.statement)?;
     fields.plain(record.origin.as_str().as_bytes())?;
     fields.integer(record.event_count)?;
@@ -350,41 +381,59 @@ mod tests {
         );
     }
 
-    fn a_changeset() -> ChangesetRecord<'static> {
-        ChangesetRecord {
-            id: ID,
-            occurred_at_us: 1_701_576_306_123_456,
-            era: 2,
-            position: Some(0x16_B374_D848),
-            xid: 18_446_744_073_709_551_610,
-            user_id: Some(b"erika"),
-            tenant_id: Some(b"tenant \"1\""),
-            request_id: None,
-            session_id: Some(b"tab\there"),
-            ip_address: Some(b"192.0.2.1/32"),
-            user_agent: Some(b"agent"),
-            reason: Some("weil's sein muß".as_bytes()),
-            context: Some(b"{\"a\": [1, 2], \"b\": 1}"),
-            session_role: Some(b"postgres"),
-            effective_role: Some(b"app"),
-            application_name: Some(b"psql"),
-            client_addr: None,
-            client_port: None,
-            backend_pid: 4242,
-            statement: Some(b"UPDATE x"),
-            origin: Origin::Trigger,
-            event_count: 5,
-            events_root: crate::checksum::sha256(b"x"),
-        }
+    fn a_changeset(position: Option<u64>, client_port: Option<i32>) -> String {
+        let (mut context_text, mut session_text, mut out) = (Vec::new(), Vec::new(), b"left over".to_vec());
+        context(
+            &ContextRecord {
+                user_id: Some(b"erika"),
+                tenant_id: Some(b"tenant \"1\""),
+                request_id: None,
+                session_id: Some(b"tab\there"),
+                ip_address: Some(b"192.0.2.1/32"),
+                user_agent: Some(b"agent"),
+                reason: Some("weil's sein muß".as_bytes()),
+                context: Some(b"{\"a\": [1, 2], \"b\": 1}"),
+            },
+            &mut context_text,
+        )
+        .unwrap();
+        session(
+            &SessionRecord {
+                session_role: Some(b"postgres"),
+                effective_role: Some(b"app"),
+                application_name: Some(b"psql"),
+                client_addr: None,
+                client_port,
+                backend_pid: 4242,
+            },
+            &mut session_text,
+        )
+        .unwrap();
+        changeset(
+            &ChangesetRecord {
+                id: ID,
+                occurred_at_us: 1_701_576_306_123_456,
+                era: 2,
+                position,
+                xid: 18_446_744_073_709_551_610,
+                context: &context_text,
+                session: &session_text,
+                statement: Some(b"UPDATE x"),
+                origin: Origin::Trigger,
+                event_count: 5,
+                events_root: crate::checksum::sha256(b"x"),
+            },
+            &mut out,
+        )
+        .unwrap();
+        String::from_utf8(out).unwrap()
     }
 
     /// Printed by PostgreSQL 15: `jsonb_build_array('audit_ext/changeset/1', …)::text` of the same values.
     #[test]
     fn changeset_is_what_postgresql_prints() {
-        let mut out = Vec::new();
-        changeset(&a_changeset(), &mut out).unwrap();
         assert_eq!(
-            std::str::from_utf8(&out).unwrap(),
+            a_changeset(Some(0x16_B374_D848), None),
             "[\"audit_ext/changeset/1\", \"018c2f6e-7d3a-7123-8abc-0123456789ab\", 1701576306123456, 2, 97500059720, \
              \"18446744073709551610\", \"erika\", \"tenant \\\"1\\\"\", null, \"tab\\there\", \"192.0.2.1/32\", \"agent\", \
              \"weil's sein muß\", {\"a\": [1, 2], \"b\": 1}, \"postgres\", \"app\", \"psql\", null, null, 4242, \
@@ -394,10 +443,7 @@ mod tests {
 
     #[test]
     fn a_changeset_without_position_over_tcp() {
-        let record = ChangesetRecord { position: None, client_port: Some(5432), ..a_changeset() };
-        let mut out = Vec::new();
-        changeset(&record, &mut out).unwrap();
-        let text = std::str::from_utf8(&out).unwrap();
+        let text = a_changeset(None, Some(5432));
         assert!(text.contains(", 2, null, \"18446744073709551610\""));
         assert!(text.contains(", null, 5432, 4242, "));
     }

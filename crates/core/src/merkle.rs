@@ -3,11 +3,11 @@
 //! A tree of n leaves splits at the largest power of two below n, so its left part is always complete. What a growing
 //! tree needs to remember is therefore one hash for each bit set in n: the frontier.
 
+use crate::buf;
+use crate::error::Result;
+
 /// A SHA-256 hash.
 pub type Hash = [u8; 32];
-
-/// One level for each bit of the number of leaves.
-const LEVELS: usize = 32;
 
 /// SHA-256 (FIPS 180-4) of a message of `length` bytes that begins the blocks; the rest of them is zero. Padded here,
 /// which for one or two blocks costs less than a hasher that takes pieces of any length.
@@ -29,13 +29,15 @@ fn sha256_of<const BLOCKS: usize>(mut blocks: [[u8; BLOCK]; BLOCKS], length: usi
 
 const BLOCK: usize = 64;
 
-fn leaf_hash(data: &Hash) -> Hash {
+/// Hash of a leaf whose entry is a checksum.
+pub fn leaf_hash(data: &Hash) -> Hash {
     let mut blocks = [[0; BLOCK]];
     blocks.as_flattened_mut()[1..33].copy_from_slice(data);
     sha256_of(blocks, 33)
 }
 
-fn node_hash(left: &Hash, right: &Hash) -> Hash {
+/// Hash of an inner node.
+pub fn node_hash(left: &Hash, right: &Hash) -> Hash {
     let mut blocks = [[0; BLOCK]; 2];
     let bytes = blocks.as_flattened_mut();
     bytes[0] = 0x01;
@@ -44,35 +46,37 @@ fn node_hash(left: &Hash, right: &Hash) -> Hash {
     sha256_of(blocks, 65)
 }
 
-/// A growing tree: the roots of its complete subtrees, the largest first. Allocates nothing.
-#[derive(Clone)]
+/// A growing tree: the roots of its complete subtrees, the largest first.
+#[derive(Clone, Default)]
 pub struct Frontier {
     count: u64,
-    /// As many as `count` has bits set; what lies beyond is left over from before.
-    complete: [Hash; LEVELS],
+    /// As many as `count` has bits set.
+    complete: Vec<Hash>,
 }
 
 impl Frontier {
     /// The empty tree.
     pub const fn new() -> Self {
-        Frontier { count: 0, complete: [[0; 32]; LEVELS] }
+        Frontier { count: 0, complete: Vec::new() }
     }
 
     /// Appends a leaf, about two hashes each on average.
-    pub fn push(&mut self, leaf_data: &Hash) {
+    pub fn push(&mut self, leaf_data: &Hash) -> Result<()> {
+        buf::reserve(&mut self.complete, 1)?;
         let mut hash = leaf_hash(leaf_data);
-        let mut depth = self.depth();
         for _ in 0..self.count.trailing_ones() {
-            depth -= 1;
-            hash = node_hash(&self.complete[depth], &hash);
+            if let Some(left) = self.complete.pop() {
+                hash = node_hash(&left, &hash);
+            }
         }
-        self.complete[depth] = hash;
+        self.complete.push(hash);
         self.count += 1;
+        Ok(())
     }
 
     /// Root over all leaves so far; SHA-256 of nothing for the empty tree.
     pub fn root(&self) -> Hash {
-        match self.complete[..self.depth()].split_last() {
+        match self.complete.split_last() {
             None => crate::checksum::sha256(b""),
             Some((smallest, larger)) => larger.iter().rev().fold(*smallest, |right, left| node_hash(left, &right)),
         }
@@ -87,35 +91,13 @@ impl Frontier {
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
-
-    /// Back to the empty tree.
-    pub fn clear(&mut self) {
-        self.count = 0;
-    }
-
-    /// Becomes a copy of another one; copies no more than is in use.
-    pub fn copy_from(&mut self, other: &Frontier) {
-        self.count = other.count;
-        let depth = other.depth();
-        self.complete[..depth].copy_from_slice(&other.complete[..depth]);
-    }
-
-    fn depth(&self) -> usize {
-        self.count.count_ones() as usize
-    }
-}
-
-impl Default for Frontier {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 /// Root over leaves that are all at hand.
-pub fn root(leaves: impl Iterator<Item = Hash>) -> Hash {
+pub fn root(mut leaves: impl Iterator<Item = Hash>) -> Result<Hash> {
     let mut frontier = Frontier::new();
-    leaves.for_each(|leaf| frontier.push(&leaf));
-    frontier.root()
+    leaves.try_for_each(|leaf| frontier.push(&leaf))?;
+    Ok(frontier.root())
 }
 
 #[cfg(test)]
@@ -163,9 +145,9 @@ mod tests {
         for (count, leaf) in leaves.iter().enumerate() {
             assert_eq!(frontier.root(), naive(&leaves[..count]));
             assert_eq!(frontier.len(), count as u64);
-            frontier.push(leaf);
+            frontier.push(leaf).unwrap();
         }
-        assert_eq!(root(leaves.iter().copied()), naive(&leaves));
+        assert_eq!(root(leaves.iter().copied()).unwrap(), naive(&leaves));
     }
 
     const ROOTS: [(u8, &str); 7] = [
@@ -182,7 +164,7 @@ mod tests {
     #[test]
     fn fixed_roots() {
         for (count, expected) in ROOTS {
-            assert_eq!(text(&root((0..count).map(|i| [i; 32]))), expected, "{count} leaves");
+            assert_eq!(text(&root((0..count).map(|i| [i; 32])).unwrap()), expected, "{count} leaves");
         }
     }
 
@@ -190,18 +172,15 @@ mod tests {
     fn going_back_to_a_copy() {
         let leaves = leaves(40);
         let mut frontier = Frontier::new();
-        let mut saved = Frontier::new();
         for count in 0..leaves.len() {
-            saved.copy_from(&frontier);
+            let saved = frontier.clone();
             for leaf in &leaves[..7] {
-                frontier.push(leaf);
+                frontier.push(leaf).unwrap();
             }
-            frontier.copy_from(&saved);
-            assert_eq!(frontier.clone().root(), naive(&leaves[..count]));
-            frontier.push(&leaves[count]);
+            frontier = saved;
+            assert_eq!(frontier.root(), naive(&leaves[..count]));
+            frontier.push(&leaves[count]).unwrap();
         }
-        frontier.clear();
-        assert_eq!(frontier.root(), naive(&[]));
     }
 
     /// The tree of another implementation, over the same leaves.
@@ -216,8 +195,8 @@ mod tests {
 
         #[test]
         fn equals_the_definition(leaves in proptest::collection::vec(any::<Hash>(), 0..200)) {
-            prop_assert_eq!(root(leaves.iter().copied()), naive(&leaves));
-            prop_assert_eq!(root(leaves.iter().copied()), ct_merkle_root(&leaves));
+            prop_assert_eq!(root(leaves.iter().copied()).unwrap(), naive(&leaves));
+            prop_assert_eq!(root(leaves.iter().copied()).unwrap(), ct_merkle_root(&leaves));
         }
     }
 }

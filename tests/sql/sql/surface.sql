@@ -67,7 +67,7 @@ SELECT r.ev_class::regclass AS relation, r.rulename AS rule FROM pg_rewrite r JO
 SELECT p.polrelid::regclass::text AS relation, p.polname AS policy, p.polcmd AS command, p.polpermissive AS permissive, p.polroles::regrole[] AS roles,
        pg_get_expr(p.polqual, p.polrelid) AS using, pg_get_expr(p.polwithcheck, p.polrelid) AS check
   FROM pg_policy p JOIN member m ON m.classid = 'pg_class'::regclass AND m.objid = p.polrelid ORDER BY 1, 2;
-SELECT c.oid::regclass::text AS view, c.reloptions AS options, pg_get_viewdef(c.oid) AS text
+SELECT c.oid::regclass::text AS view, c.reloptions AS options, regexp_replace(pg_get_viewdef(c.oid), '\m(event|changeset|pending_changesets|queue_state)\.(?=\w)', '', 'g') AS text
   FROM pg_class c JOIN member m ON m.classid = 'pg_class'::regclass AND m.objid = c.oid WHERE c.relkind = 'v' ORDER BY 1;
 
 -- Types and event triggers.
