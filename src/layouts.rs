@@ -322,6 +322,8 @@ fn relation_id(description: &Description) -> Result<i32, Error> {
         return Ok(id);
     }
 
+    // Before the layout, so that its time is within the era: that is how readers tell.
+    store::era()?;
     let sequence = catalog::relation_oid(c"relation_id_seq")
         .ok_or_else(|| Error::LogMissing { table: "relation_id_seq".into() })?;
     let id = i32::try_from(heap::next_value(sequence)).map_err(|_| Error::Internal("audit.relation is full"))?;
@@ -356,7 +358,7 @@ fn columns_json(description: &Description) -> Result<Writer, Error> {
                 0 => json.integer(column.index as i64 + 1)?,
                 1 => json.string(&column.name)?,
                 2 => json.string(&column.type_name)?,
-                _ => json.string(column.missing.as_deref().unwrap_or_default())?,
+                _ => json.container(column.missing.as_deref().unwrap_or_default())?,
             }
         }
         json.end_object()?;

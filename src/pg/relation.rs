@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 
+use audit_core::jsonb::Writer;
 use pgrx::pg_sys;
 
 use super::attempt::SqlState;
@@ -41,7 +42,7 @@ pub struct ColumnDescription {
     pub type_id: pg_sys::Oid,
     pub type_name: Vec<u8>,
     pub shape: Shape,
-    /// What rows written before the column was added have in it, as text; `None` where that is null.
+    /// What rows written before the column was added have in it, as JSONB; `None` where that is null.
     pub missing: Option<Vec<u8>>,
 }
 
@@ -442,19 +443,20 @@ pub fn with_descendants(oid: pg_sys::Oid, lock: u32) -> Vec<pg_sys::Oid> {
     }
 }
 
-/// The value of a column in rows that were written before it was added, as text.
+/// The value of a column in rows that were written before it was added, as their images have it.
 unsafe fn missing_value(descriptor: pg_sys::TupleDesc, attribute: &pg_sys::FormData_pg_attribute) -> Option<Vec<u8>> {
     if !attribute.atthasmissing {
         return None;
     }
-    // SAFETY: the caller has the relation open; the descriptor has such a value of a column that says so.
-    unsafe {
-        let mut is_null = false;
+    let mut is_null = false;
+    // SAFETY: the caller has the relation open; the descriptor has such a value of a column that says so. The context is
+    // that of the call, as is the encoder.
+    let (value, encoder) = unsafe {
         let value = pg_sys::getmissingattr(descriptor, i32::from(attribute.attnum), &mut is_null);
-        let (mut output, mut is_varlena) = (pg_sys::Oid::INVALID, false);
-        pg_sys::getTypeOutputInfo(attribute.atttypid, &mut output, &mut is_varlena);
-        (!is_null).then(|| CStr::from_ptr(pg_sys::OidOutputFunctionCall(output, value)).to_bytes().to_vec())
-    }
+        (value, Encoder::for_type(attribute.atttypid, pg_sys::CurrentMemoryContext).0)
+    };
+    let mut json = Writer::new();
+    (!is_null && encoder.write(value, &mut json).is_ok()).then(|| json.jsonb().to_vec())
 }
 
 /// `schema.name`, each quoted where needed.

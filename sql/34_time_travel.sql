@@ -1,20 +1,5 @@
 -- Whole tables as they were, in the columns and types that they have now.
 
-CREATE FUNCTION as_jsonb(value text, type text) RETURNS jsonb
-    LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
-    SET search_path = pg_catalog, pg_temp
-    SET DateStyle = 'ISO' SET IntervalStyle = 'postgres' SET TimeZone = 'UTC' SET bytea_output = 'hex'
-    SET extra_float_digits = 1
-AS $$
-DECLARE
-    result jsonb;
-BEGIN
-    EXECUTE format('SELECT pg_catalog.to_jsonb(CAST(%L AS %s))', value, type) INTO result;
-    RETURN result;
-END
-$$;
-COMMENT ON FUNCTION as_jsonb(text, text) IS 'A value of a type, both as text, as it is in a row''s image.';
-
 CREATE FUNCTION layout_columns(target regclass)
     RETURNS TABLE (relation_id int, relid oid, key_numbers int[], names jsonb, missing jsonb)
     LANGUAGE plpgsql STABLE PARALLEL SAFE
@@ -41,8 +26,8 @@ BEGIN
                   FROM audit.table_layouts(target) l JOIN audit.relation r ON r.id = l.relation_id
                  WHERE l.era = e
             ), col AS (
-                SELECT l.*, (c.value ->> 'attnum')::int AS number, c.value ->> 'name' AS name, c.value ->> 'type' AS type,
-                       c.value ->> 'missing' AS missing
+                SELECT l.*, (c.value ->> 'attnum')::int AS number, c.value ->> 'name' AS name,
+                       c.value -> 'missing' AS missing
                   FROM layout l, jsonb_array_elements(l.columns) AS c
             ), last_name AS (
                 -- Of a table that is there, what it has now; else as it was last seen.
@@ -58,12 +43,12 @@ BEGIN
                 SELECT c.*, n.now FROM col c LEFT JOIN last_name n ON n.relid = c.relid AND n.number = c.number
             ), added AS (
                 -- The layout in which a column first appears has the value that rows without it read as.
-                SELECT DISTINCT ON (c.relid, c.number) c.relid, c.number, c.now, c.relation_id, c.first_id, c.missing, c.type
+                SELECT DISTINCT ON (c.relid, c.number) c.relid, c.number, c.now, c.relation_id, c.first_id, c.missing
                   FROM named c
                  WHERE c.now IS NOT NULL
                  ORDER BY c.relid, c.number, c.relation_id
             ), valued AS (
-                SELECT a.*, audit.as_jsonb(a.missing, a.type) AS value
+                SELECT a.relid, a.now, a.relation_id, a.missing AS value
                   FROM added a WHERE a.relation_id > a.first_id AND a.missing IS NOT NULL
             )
             SELECT l.relation_id, l.relid, l.first_id = l.relation_id AS is_first,
@@ -135,7 +120,8 @@ BEGIN
         SELECT e.*, coalesce(bool_and(e.resource_id IS NOT NULL) OVER of_table
                              AND min(e.key_numbers) OVER of_table = max(e.key_numbers) OVER of_table, false) AS is_keyed
           FROM event e LEFT JOIN reset r ON r.relid = e.relid
-         WHERE e.operation <> 'TRUNCATE' AND (r.place IS NULL OR e.place >= r.place)
+         -- Of an event that was erased, nothing is known.
+         WHERE e.operation <> 'TRUNCATE' AND e.image IS NOT NULL AND (r.place IS NULL OR e.place >= r.place)
         WINDOW of_table AS (PARTITION BY e.relid)
     ), by_key AS (
         -- The last word on each key. One command can take a key from one row and give it to another.
@@ -147,12 +133,14 @@ BEGIN
                 SELECT s.relid, s.old_key, s.step, false, s.place, NULL FROM since s WHERE s.is_keyed AND s.old_key IS NOT NULL) AS k
          ORDER BY k.relid, k.key, k.step DESC, k.is_there DESC, k.place DESC
     ), by_content AS (
-        -- Without a key, rows are known by their content alone: so many came, so many went.
-        SELECT i.image, sum(i.number) AS number
-          FROM (SELECT s.relid, s.image, CASE WHEN s.operation = 'DELETE' THEN -1 ELSE 1 END AS number FROM since s WHERE NOT s.is_keyed
+        -- Without a key, rows are known by their content alone: so many came, so many went. As text, since a column's type
+        -- may have changed in between; without nulls, since it may have been added.
+        SELECT (array_agg(i.image ORDER BY i.place DESC))[1] AS image, sum(i.number) AS number
+          FROM (SELECT s.relid, s.place, s.image, CASE WHEN s.operation = 'DELETE' THEN -1 ELSE 1 END AS number FROM since s WHERE NOT s.is_keyed
                 UNION ALL
-                SELECT s.relid, s.old_image, -1 FROM since s WHERE NOT s.is_keyed AND s.operation = 'UPDATE') AS i
-         GROUP BY i.relid, i.image
+                SELECT s.relid, s.place, s.old_image, -1 FROM since s WHERE NOT s.is_keyed AND s.operation = 'UPDATE') AS i,
+               LATERAL (SELECT jsonb_object_agg(v.key, v.value) AS content FROM jsonb_each_text(i.image) AS v WHERE v.value IS NOT NULL) AS c
+         GROUP BY i.relid, c.content
     )
     SELECT k.image FROM by_key k WHERE k.image IS NOT NULL
     UNION ALL

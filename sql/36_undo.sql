@@ -41,7 +41,9 @@ BEGIN
                ARRAY(SELECT l.names ->> o.name FROM jsonb_object_keys(e.old_values) AS o (name) WHERE l.names ? o.name) AS changed,
                CASE WHEN e.operation IN ('TRUNCATE', 'DDL')
                     THEN format('a %s cannot be undone: its record holds no rows', e.operation)
+                    WHEN e.row_image IS NULL THEN 'its record was erased'
                     WHEN l.names IS NULL THEN 'the table is gone'
+                    WHEN NOT EXISTS (SELECT FROM audit.policy p WHERE p.target = l.relid) THEN 'the table is not audited any more'
                     WHEN l.key_columns IS NULL THEN 'the rows are recorded without a key'
                     WHEN array_position(l.keys, NULL) IS NOT NULL THEN 'a column of the key is gone'
                     WHEN e.operation = 'DELETE' THEN (
@@ -327,7 +329,7 @@ BEGIN
     END IF;
     -- By whom: the last one who wrote it.
     SELECT o.changeset_id, o.user_id INTO later
-      FROM audit.row_events(audit.recorded_layouts(c.relid), audit.row_key_of(c.relid, coalesce(CASE WHEN is_new IS NULL THEN c.old_row END, c.new_row), c.key_columns)) AS o
+      FROM audit.key_events(audit.recorded_layouts(c.relid), audit.row_key_of(c.relid, coalesce(CASE WHEN is_new IS NULL THEN c.old_row END, c.new_row), c.key_columns)) AS o
      WHERE o.position IS NULL OR (o.era, o.position) > (of.era, of.position)
      ORDER BY o.era DESC, o.position DESC NULLS FIRST, o.command DESC, o.seq DESC LIMIT 1;
     RETURN what || CASE WHEN later.changeset_id IS NULL THEN ''

@@ -29,7 +29,7 @@ BEGIN
       FROM member m JOIN pg_class c ON c.oid = m.oid JOIN pg_namespace n ON n.oid = c.relnamespace;
 
     FOR e IN REVERSE this_era .. 1 LOOP
-        -- A table's layout may be written a moment before its cluster's first changeset begins the era.
+        -- An era begins before its first layout is written.
         begins := CASE WHEN e > 1 THEN (SELECT l.started_at FROM audit.ledger l WHERE l.era = e) ELSE '-infinity' END;
         IF e < this_era THEN
             -- Of an earlier cluster the oids mean nothing here: the names tell, as they were at its end.
@@ -80,6 +80,22 @@ END
 $$;
 COMMENT ON FUNCTION recorded_layouts(regclass) IS 'The layouts of audit.table_layouts. Errors: 55000 where there are none; 22004.';
 
+-- Reading a value runs code of its type, and of a domain's constraints, with the rights of who reads. What PostgreSQL brings
+-- along can be trusted.
+CREATE FUNCTION built_in_type(type text) RETURNS text
+    LANGUAGE sql STABLE PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    WITH RECURSIVE base AS (
+        SELECT to_regtype(built_in_type.type)::oid AS oid, built_in_type.type AS name
+        UNION ALL
+        SELECT t.typbasetype, format_type(t.typbasetype, t.typtypmod) FROM base b JOIN pg_type t ON t.oid = b.oid AND t.typtype = 'd'
+    )
+    SELECT b.name FROM base b JOIN pg_type t ON t.oid = b.oid
+     WHERE t.typtype = 'e' OR t.typtype <> 'd' AND t.typnamespace = 'pg_catalog'::regnamespace;
+END;
+COMMENT ON FUNCTION built_in_type(text) IS 'The type itself, or that below a domain, if it is an enum or one of PostgreSQL''s own; else NULL.';
+
 -- A row's key as it is recorded: the same number or time can be written in many ways.
 CREATE FUNCTION row_key(target regclass, layouts int[], resource_id text) RETURNS text
     LANGUAGE plpgsql STABLE PARALLEL SAFE
@@ -98,9 +114,12 @@ BEGIN
         RAISE EXCEPTION 'argument "resource_id" must not be null' USING ERRCODE = 'null_value_not_allowed';
     END IF;
     SELECT r.key_columns, r.columns INTO layout FROM audit.relation r WHERE r.id = ANY (layouts) ORDER BY r.id DESC LIMIT 1;
-    SELECT array_agg(k.name ORDER BY k.number), array_agg(c.value ->> 'type' ORDER BY k.number) INTO names, types
+    SELECT array_agg(k.name ORDER BY k.number), array_agg(audit.built_in_type(c.value ->> 'type') ORDER BY k.number) INTO names, types
       FROM unnest(layout.key_columns) WITH ORDINALITY AS k (name, number)
       JOIN jsonb_array_elements(layout.columns) AS c ON c.value ->> 'name' = k.name;
+    IF array_position(types, NULL) IS NOT NULL THEN
+        RETURN resource_id;
+    END IF;
     BEGIN
         IF cardinality(names) > 1 THEN
             parts := ARRAY(SELECT p.value #>> '{}' FROM jsonb_array_elements(resource_id::jsonb) WITH ORDINALITY AS p (value, number)
@@ -145,7 +164,7 @@ CREATE TYPE row_event AS (
 );
 COMMENT ON TYPE row_event IS 'An event that made or ended a version of a row, with its place in the order of versions.';
 
-CREATE FUNCTION row_events(layouts int[], key text) RETURNS SETOF row_event
+CREATE FUNCTION key_events(layouts int[], key text) RETURNS SETOF row_event
     LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
     SET search_path = pg_catalog, pg_temp
     -- One plan for all calls of a session: the log may have many partitions, and a row has few versions.
@@ -154,22 +173,24 @@ CREATE FUNCTION row_events(layouts int[], key text) RETURNS SETOF row_event
 AS $$
 DECLARE
     old_key CONSTANT jsonb := jsonb_build_object('old_resource_id', key);
-    events audit.log_event[];
     part audit.log_event[];
     times timestamptz[];
 BEGIN
-    -- Conditions that say the same twice are for the two kinds of indexes: btree, and the BRIN of what is being written.
-    events := ARRAY(
-        SELECT e FROM audit.log_event e WHERE e.resource_id = key AND e.relation_id = ANY (layouts)
-        UNION ALL
-        SELECT e FROM audit.log_event e
-         WHERE e.details OPERATOR(audit.#=) old_key AND e.details ->> 'old_resource_id' = key AND e.details ? 'old_resource_id'
-           AND e.relation_id = ANY (layouts)
-        UNION ALL
-        SELECT e FROM audit.log_event e WHERE e.operation = 'TRUNCATE' AND e.relation_id = ANY (layouts));
     -- In parts, as the operator <@ compares a row's time with each of them.
-    FOR i IN 1 .. cardinality(events) BY 256 LOOP
-        part := events[i : i + 255];
+    FOR part IN
+        SELECT array_agg(numbered.e)
+          FROM (SELECT found.e, (row_number() OVER () - 1) / 256 AS part
+                  FROM (-- Conditions that say the same twice are for the two kinds of indexes: btree, and BRIN.
+                        SELECT e FROM audit.log_event e WHERE e.resource_id = key AND e.relation_id = ANY (layouts)
+                        UNION ALL
+                        SELECT e FROM audit.log_event e
+                         WHERE e.details OPERATOR(audit.#=) old_key AND e.details ->> 'old_resource_id' = key
+                           AND e.details ? 'old_resource_id' AND e.relation_id = ANY (layouts)
+                        UNION ALL
+                        SELECT e FROM audit.log_event e WHERE e.operation = 'TRUNCATE' AND e.relation_id = ANY (layouts)
+                       ) AS found) AS numbered
+         GROUP BY numbered.part
+    LOOP
         times := ARRAY(SELECT DISTINCT e.occurred_at FROM unnest(part) AS e ORDER BY 1);
         RETURN QUERY
         SELECT c.era, c.position, e.command, e.seq, c.occurred_at, c.id, e.relation_id, r.relid, e.operation, r.resource,
@@ -183,7 +204,7 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION row_events(int[], text) IS 'Events of the row with that key, in no order: under it, from it to another key, and TRUNCATEs of its tables.';
+COMMENT ON FUNCTION key_events(int[], text) IS 'Events of the row with that key, in no order: under it, from it to another key, and TRUNCATEs of its tables.';
 
 CREATE FUNCTION is_there(operation operation, resource_id text, key text) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -210,7 +231,7 @@ DECLARE
 BEGIN
     v.version := 0;
     FOR e IN
-        SELECT * FROM audit.row_events(layouts, key) o
+        SELECT * FROM audit.key_events(layouts, key) o
          ORDER BY o.era, o.position NULLS LAST, o.command, audit.is_there(o.operation, o.resource_id, key), o.seq
     LOOP
         IF e.operation = 'TRUNCATE' THEN
@@ -312,7 +333,7 @@ DECLARE
     taken record;
 BEGIN
     FOR e IN
-        SELECT * FROM audit.row_events(layouts, key) o
+        SELECT * FROM audit.key_events(layouts, key) o
          WHERE audit.is_before(o.era, o.position, o.occurred_at, moment)
          ORDER BY o.era, o.position NULLS LAST, o.command, audit.is_there(o.operation, o.resource_id, key), o.seq
     LOOP
