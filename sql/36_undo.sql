@@ -64,7 +64,7 @@ END
 $$;
 COMMENT ON FUNCTION undo_changes(changeset) IS 'What a changeset changed, and what of it cannot be taken back, whatever the tables hold.';
 
--- Rows in SQL.
+-- Rows in SQL. Values are compared as text, since a column's type may have changed.
 
 CREATE FUNCTION sql_literals(target regclass, image jsonb, columns text[]) RETURNS text[]
     LANGUAGE plpgsql STABLE PARALLEL SAFE
@@ -317,7 +317,7 @@ BEGIN
         ELSE
             SELECT 'changed since: ' || string_agg(quote_ident(n.key), ', ' ORDER BY n.key) INTO what
               FROM jsonb_each(c.new_row) AS n
-             WHERE (is_new OR n.key = ANY (touched)) AND present -> n.key IS DISTINCT FROM n.value
+             WHERE (is_new OR n.key = ANY (touched)) AND present ->> n.key IS DISTINCT FROM n.value #>> '{}'
                AND NOT (n.value = '"***"' OR n.value ? '$sha256' AND n.value ? '$bytes' AND jsonb_typeof(n.value) = 'object');
             IF what IS NULL THEN
                 RETURN audit.undo_referring(changes, c, is_new, touched);
@@ -410,7 +410,7 @@ BEGIN
             CONTINUE;
         ELSIF c.old_row IS NULL OR present IS NULL
               OR EXISTS (SELECT FROM jsonb_each(c.old_row) AS o
-                          WHERE present -> o.key IS DISTINCT FROM o.value AND (c.operation = 'DELETE' OR o.key = ANY (c.changed)))
+                          WHERE present ->> o.key IS DISTINCT FROM o.value #>> '{}' AND (c.operation = 'DELETE' OR o.key = ANY (c.changed)))
         THEN
             RETURN NEXT format('%s row %s', c.resource, audit.row_key_of(c.relid, c.at_key, c.key_columns));
         END IF;
