@@ -206,7 +206,11 @@ BEGIN
     EXECUTE format('GRANT EXECUTE ON FUNCTION audit.pending_changesets(), audit.changeset_time(uuid), audit.canonical(uuid, int), audit.canonical(uuid), audit.canonical_relation(audit.relation), audit.canonical_ledger(audit.ledger), audit.canonical_seal(text, bigint, timestamptz, xid8, xid8, text), audit.checksum_of(text), audit.verify_event(uuid, int), audit.verify(timestamptz, timestamptz, text), audit.verify_contents(timestamptz, timestamptz), audit.erased(), audit.verify_changesets(timestamptz, timestamptz), audit.verify_entries(timestamptz, timestamptz), audit.verify_tree(text), audit.prove(uuid, int), audit.prove_consistency(bigint), audit.merkle_root(bytea[]), audit.uncatalogued_actions(timestamptz), audit.note_read(text, jsonb), audit.action_rule_errors(timestamptz), audit.queue_state(), audit.bound_tenants(), audit.tenant_visible(text), audit.fenced(anyelement, text) TO %s', role);
     EXECUTE format('GRANT SELECT ON audit.log_changeset, audit.log_event TO %s', role);
     PERFORM audit.grant_functions(role, '{get_logs,count_logs,user_activity,tenant_activity,failed_logins,statistics,security_events,
-        required,log_filter,log_place,log_cursor,log_partitions,log_windows,next_events,next_changesets,instant_among}');
+        required,log_filter,log_place,log_cursor,log_partitions,log_windows,next_events,next_changesets,instant_among,
+        history,row_as_of,table_as_of,diff,table_layouts,recorded_layouts,built_in_type,row_key,key_events,same_old_key,is_there,
+        row_changes,log_moment,is_before,recorded_changeset,layout_columns,current_image,images_as_of,known_values,
+        undo,undo_changes,sql_literals,sql_condition,present_row,undo_references,key_values,undo_plan,undo_statement,undo_conflict,
+        row_key_of,undo_referring,undo_differences,undo_refused,undo_changed_one,undo_verified,undo_context,undo_deferrable}');
 END
 $$;
 COMMENT ON FUNCTION grant_reader(regrole) IS 'Lets a role read the log and check its records.';
