@@ -67,7 +67,7 @@ COMMENT ON COLUMN relation.relid IS 'The table''s oid when the row was written; 
 COMMENT ON COLUMN relation.resource IS 'Qualified, quoted name: what audit.log shows as resource.';
 COMMENT ON COLUMN relation.root_schema IS 'Of a partition: the schema of the partitioned table at the top.';
 COMMENT ON COLUMN relation.root_table IS 'Of a partition: the name of the partitioned table at the top.';
-COMMENT ON COLUMN relation.columns IS 'Array of {"attnum", "name", "type"} in attnum order, dropped columns left out.';
+COMMENT ON COLUMN relation.columns IS 'Array of {"attnum", "name", "type"} in attnum order, dropped columns left out. With "missing": the value that rows written before the column was added have in it.';
 COMMENT ON COLUMN relation.key_columns IS 'Columns of the primary key, else of the replica identity index, in key order; NULL without either.';
 
 CREATE TABLE changeset (

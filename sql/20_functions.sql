@@ -154,19 +154,21 @@ CREATE VIEW log AS
     SELECT * FROM row_events UNION ALL SELECT * FROM other_events UNION ALL SELECT * FROM pending_events;
 COMMENT ON VIEW log IS 'Events with their context: what people query. This transaction''s own events have no position yet. ORDER BY era, position NULLS LAST, command, seq reads the versions of each row in the order in which they came into being.';
 
+-- Functions that read audit.log have their text parsed when they are called: bodies bound to the view would keep a later
+-- version's upgrade script from replacing it.
 CREATE FUNCTION uncatalogued_actions(
         since timestamptz DEFAULT now() - interval '30 days',
         OUT action text, OUT events bigint, OUT first_at timestamptz, OUT last_at timestamptz)
     RETURNS SETOF record
     LANGUAGE sql STABLE PARALLEL RESTRICTED
     SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
+AS $$
     SELECT l.action, count(*), min(l.occurred_at), max(l.occurred_at)
       FROM audit.log l
      WHERE l.action IS NOT NULL AND (uncatalogued_actions.since IS NULL OR l.occurred_at >= uncatalogued_actions.since)
        AND NOT EXISTS (SELECT FROM audit.action a WHERE a.name = l.action)
-     GROUP BY 1 ORDER BY 2 DESC, 1;
-END;
+     GROUP BY 1 ORDER BY 2 DESC, 1
+$$;
 COMMENT ON FUNCTION uncatalogued_actions(timestamptz) IS 'Actions that were recorded since then, and that audit.action does not list. NULL: ever.';
 
 CREATE FUNCTION grant_functions(role regrole, names text[]) RETURNS void
@@ -186,13 +188,13 @@ CREATE FUNCTION action_rule_errors(
     RETURNS SETOF record
     LANGUAGE sql STABLE PARALLEL RESTRICTED
     SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
+AS $$
     SELECT e.rule, e.sqlstate, l.resource, count(*), min(l.occurred_at), max(l.occurred_at)
       FROM audit.log l, jsonb_to_recordset(l.details -> 'rule_errors') AS e (rule int, sqlstate text)
      WHERE (action_rule_errors.since IS NULL OR l.occurred_at >= action_rule_errors.since)
        AND l.operation IN ('INSERT', 'UPDATE', 'DELETE') AND l.details ? 'rule_errors'
-     GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3;
-END;
+     GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3
+$$;
 COMMENT ON FUNCTION action_rule_errors(timestamptz) IS 'Action rules whose condition failed since then: with which SQLSTATE, on which table, for how many events. NULL: ever.';
 
 CREATE FUNCTION grant_reader(role regrole) RETURNS void
@@ -204,7 +206,11 @@ BEGIN
     EXECUTE format('GRANT EXECUTE ON FUNCTION audit.pending_changesets(), audit.changeset_time(uuid), audit.canonical(uuid, int), audit.canonical(uuid), audit.canonical_relation(audit.relation), audit.canonical_ledger(audit.ledger), audit.canonical_seal(text, bigint, timestamptz, xid8, xid8, text), audit.checksum_of(text), audit.verify_event(uuid, int), audit.verify(timestamptz, timestamptz, text), audit.verify_contents(timestamptz, timestamptz), audit.erased(), audit.verify_changesets(timestamptz, timestamptz), audit.verify_entries(timestamptz, timestamptz), audit.verify_tree(text), audit.prove(uuid, int), audit.prove_consistency(bigint), audit.merkle_root(bytea[]), audit.uncatalogued_actions(timestamptz), audit.note_read(text, jsonb), audit.action_rule_errors(timestamptz), audit.queue_state(), audit.table_state(), audit.failure_classes(), audit.bound_tenants(), audit.tenant_visible(text), audit.fenced(anyelement, text) TO %s', role);
     EXECUTE format('GRANT SELECT ON audit.log_changeset, audit.log_event TO %s', role);
     PERFORM audit.grant_functions(role, '{get_logs,count_logs,user_activity,tenant_activity,failed_logins,statistics,security_events,
-        required,log_filter,log_place,log_cursor,log_partitions,log_windows,next_events,next_changesets,instant_among}');
+        required,log_filter,log_place,log_cursor,log_partitions,log_windows,next_events,next_changesets,instant_among,
+        history,row_as_of,table_as_of,diff,table_layouts,recorded_layouts,built_in_type,row_key,key_events,same_old_key,is_there,
+        row_changes,log_moment,is_before,recorded_changeset,layout_columns,current_image,images_as_of,known_values,
+        undo,undo_changes,sql_literals,sql_condition,present_row,undo_references,key_values,undo_plan,undo_statement,undo_conflict,
+        row_key_of,undo_referring,undo_differences,undo_refused,undo_changed_one,undo_verified,undo_context,undo_deferrable}');
 END
 $$;
 COMMENT ON FUNCTION grant_reader(regrole) IS 'Lets a role read the log and check its records.';

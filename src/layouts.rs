@@ -331,6 +331,8 @@ fn relation_id(description: &Description) -> Result<i32, Error> {
         return Ok(id);
     }
 
+    // Before the layout, so that its time is within the era: that is how readers tell.
+    store::era()?;
     let sequence = catalog::relation_oid(c"relation_id_seq")
         .ok_or_else(|| Error::LogMissing { table: "relation_id_seq".into() })?;
     let id = i32::try_from(heap::next_value(sequence)).map_err(|_| Error::Internal("audit.relation is full"))?;
@@ -354,16 +356,18 @@ fn relation_id(description: &Description) -> Result<i32, Error> {
 }
 
 fn columns_json(description: &Description) -> Result<Writer, Error> {
-    let (keys, order) = KeyBlock::new(&[b"attnum", b"name", b"type"])?;
+    const NAMES: [&[u8]; 4] = [b"attnum", b"name", b"type", b"missing"];
     let mut json = Writer::new();
     json.begin_array(description.columns.len())?;
     for column in &description.columns {
+        let (keys, order) = KeyBlock::new(if column.missing.is_some() { &NAMES } else { &NAMES[..3] })?;
         json.begin_object(&keys)?;
-        for &key in &order {
+        for key in order {
             match key {
                 0 => json.integer(column.index as i64 + 1)?,
                 1 => json.string(&column.name)?,
-                _ => json.string(&column.type_name)?,
+                2 => json.string(&column.type_name)?,
+                _ => json.container(column.missing.as_deref().unwrap_or_default())?,
             }
         }
         json.end_object()?;

@@ -27,6 +27,7 @@ mod pending;
 mod pg;
 mod policies;
 mod queue;
+mod random;
 mod store;
 mod suspension;
 mod tenants;
@@ -107,6 +108,9 @@ pgrx::extension_sql_file!(
     ]
 );
 pgrx::extension_sql_file!("../sql/30_reading.sql", name = "reading", requires = ["functions", "indexes"]);
+pgrx::extension_sql_file!("../sql/32_history.sql", name = "history", requires = ["reading"]);
+pgrx::extension_sql_file!("../sql/34_time_travel.sql", name = "time_travel", requires = ["history"]);
+pgrx::extension_sql_file!("../sql/36_undo.sql", name = "undo", requires = ["time_travel"]);
 pgrx::extension_sql_file!("../sql/90_rights.sql", name = "rights", finalize);
 
 #[allow(non_snake_case)]

@@ -11,7 +11,7 @@ use crate::pg::env::{self, Env};
 use crate::pg::relation::{self, Opened, with_descendants};
 use crate::pg::session::{self, AsOwner};
 use crate::pg::{report, table_triggers};
-use crate::{failures, layouts, store, trigger};
+use crate::{failures, layouts, ledger, store, trigger};
 
 mod actions;
 mod rules;
@@ -132,11 +132,15 @@ pub fn follow(table: Oid, acting: &Acting) -> Result<bool, Error> {
     Ok(is_new)
 }
 
-/// Puts the triggers on a table that has a policy, and writes its layout.
+/// Puts the triggers on a table that has a policy, and writes its layout. While a log is being restored it belongs to an
+/// era that is over: then the layout is written with the first record of the new one.
 fn establish(table: Oid, acting: &Acting) -> Result<(), Error> {
     table_triggers::ensure(table, acting.capture)?;
     table_triggers::invalidate(table);
     session::make_changes_visible();
+    if ledger::era_begun()?.is_none() {
+        return Ok(());
+    }
     if let Some(opened) = Opened::with_lock(table, pg_sys::AccessShareLock) {
         let layout = layouts::get(opened.relation(), acting.capture)?;
         for (rule, sqlstate) in layout.rules.iter().flat_map(Rules::broken) {

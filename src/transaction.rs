@@ -16,8 +16,6 @@ use audit_core::merkle::Frontier;
 use audit_core::message::Writer;
 use audit_core::uuid7;
 use pgrx::pg_sys::Oid;
-use rand_chacha::ChaCha12Rng;
-use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use crate::context::{Context, Derived, Keys};
 use crate::error::Error;
@@ -27,6 +25,8 @@ use crate::pending::Pending;
 use crate::pg::session::{self, Roles};
 use crate::pg::tuple::Batch;
 use crate::pg::{guc, log_table};
+use crate::random::Random;
+use crate::store::Closing;
 use crate::{gucs, store};
 
 /// Memory kept between statements.
@@ -111,7 +111,7 @@ struct State {
     /// Tables of which something was recorded, whether or not it was rolled back since.
     tables: Vec<Oid>,
     is_closed: bool,
-    random: Option<ChaCha12Rng>,
+    random: Option<Box<Random>>,
     canonical: Vec<u8>,
 }
 
@@ -199,8 +199,7 @@ fn change_changeset(
                 };
                 let statement = if gucs::log_statement() { session::statement() } else { None };
                 state.save(subtransaction);
-                let mut random = [0; 10];
-                state.fill_random(&mut random)?;
+                let random = state.random()?;
                 state.changesets.push(Changeset {
                     id: uuid7::new(session::unix_usecs(occurred_at), random),
                     occurred_at,
@@ -240,8 +239,7 @@ pub fn begin_for(
     let subtransaction = session::current_subtransaction();
     STATE.with_borrow_mut(|state| {
         state.save(subtransaction);
-        let mut random = [0; 10];
-        state.fill_random(&mut random)?;
+        let random = state.random()?;
         state.changesets.push(Changeset {
             id: uuid7::new(session::unix_usecs(occurred_at), random),
             occurred_at,
@@ -412,14 +410,17 @@ pub fn before_commit() -> Result<(), Error> {
     });
     let position = STATE.with_borrow_mut(|state| state.position.take()).unwrap_or_else(session::wal_position);
     let mut batch = STATE.with_borrow_mut(|state| std::mem::take(&mut state.closing));
-    let command = session::current_command();
+    let command = session::last_command();
+    let mut canonical = STATE.with_borrow_mut(|state| std::mem::take(&mut state.canonical));
     for changeset in changesets.iter().filter(|changeset| changeset.event_count > 0) {
-        store::put_changeset(changeset, Some((position, random_salt()?)), &mut batch)?;
+        let closing = Closing { position, salt: random_salt()?, canonical: &mut canonical };
+        store::put_changeset(changeset, Some(closing), &mut batch)?;
         log_table::insert(&store::CHANGESET, changeset.occurred_at, command, &batch)?;
         batch.clear(KEEP_BYTES);
     }
     STATE.with_borrow_mut(|state| {
         state.closing = batch;
+        keep(&mut state.canonical, canonical);
         // Only for its memory.
         state.changesets = changesets;
         state.changesets.clear();
@@ -497,9 +498,7 @@ fn forget_cached_rows() {
 
 /// 16 random bytes.
 pub fn random_salt() -> Result<[u8; 16], Error> {
-    let mut salt = [0; 16];
-    STATE.with_borrow_mut(|state| state.fill_random(&mut salt))?;
-    Ok(salt)
+    STATE.with_borrow_mut(State::random)
 }
 
 /// Id and time of the changeset that the last event went to.
@@ -523,6 +522,13 @@ pub fn for_each_table(each: impl FnMut(Oid)) {
 /// The sequence number that the next event gets.
 pub fn next_seq() -> i32 {
     STATE.with_borrow(|state| state.next_seq)
+}
+
+/// Keeps the memory for the next canonical form.
+fn keep(kept: &mut Vec<u8>, canonical: Vec<u8>) {
+    if canonical.capacity() <= KEEP_BYTES {
+        *kept = canonical;
+    }
 }
 
 const TOP_SUBTRANSACTION: u32 = 1;
@@ -564,8 +570,7 @@ impl State {
         let Some((index, ..)) = self.current else { return Err(Error::Internal("event without a changeset")) };
         let next_seq = self.next_seq.checked_add(1).ok_or(Error::TooManyEvents)?;
         self.save(subtransaction);
-        let mut salt = [0; 16];
-        self.fill_random(&mut salt)?;
+        let salt = self.random()?;
 
         let mut canonical = std::mem::take(&mut self.canonical);
         let changeset = &self.changesets[index];
@@ -589,9 +594,7 @@ impl State {
             &mut canonical,
         )?;
         let checksum = checksum::salted(&salt, &session::to_utf8(&canonical));
-        if canonical.capacity() <= KEEP_BYTES {
-            self.canonical = canonical;
-        }
+        keep(&mut self.canonical, canonical);
 
         let sealed = store::SealedEvent {
             event,
@@ -656,14 +659,11 @@ impl State {
     }
 
     /// Bytes from a generator of this process, seeded by the operating system.
-    fn fill_random(&mut self, bytes: &mut [u8]) -> Result<(), Error> {
-        if self.random.is_none() {
-            let random = ChaCha12Rng::try_from_os_rng().map_err(|_| Error::Internal("no random bytes to be had"))?;
-            self.random = Some(random);
-        }
-        if let Some(random) = &mut self.random {
-            random.fill_bytes(bytes);
-        }
-        Ok(())
+    fn random<const N: usize>(&mut self) -> Result<[u8; N], Error> {
+        let random = match &mut self.random {
+            Some(random) => random,
+            none => none.insert(Random::seeded()?),
+        };
+        Ok(random.take())
     }
 }

@@ -63,7 +63,7 @@ pub fn ensure(table: pg_sys::Oid, function: pg_sys::Oid) -> Result<(), Error> {
             remove(*trigger);
         }
         if good.is_empty() && !by_clone {
-            create(table, function, &wanted.name(table), wanted.trigger_type());
+            create(table, function, &wanted.name(table), wanted.trigger_type(), false);
         }
     }
     Ok(())
@@ -83,7 +83,8 @@ pub fn ensure_append_only(table: pg_sys::Oid, function: pg_sys::Oid) {
         for (trigger, _) in guards {
             remove(trigger);
         }
-        create(table, function, "append_only", REFUSED as i16);
+        // Internal, so that no dump carries it: where the partition is attached again, it is made again.
+        create(table, function, "append_only", REFUSED as i16, true);
     }
 }
 
@@ -119,7 +120,7 @@ fn remove(trigger: pg_sys::Oid) {
     }
 }
 
-fn create(table: pg_sys::Oid, function: pg_sys::Oid, name: &str, trigger_type: i16) {
+fn create(table: pg_sys::Oid, function: pg_sys::Oid, name: &str, trigger_type: i16, is_internal: bool) {
     const EVENTS: u32 = pg_sys::TRIGGER_TYPE_INSERT
         | pg_sys::TRIGGER_TYPE_UPDATE
         | pg_sys::TRIGGER_TYPE_DELETE
@@ -145,7 +146,7 @@ fn create(table: pg_sys::Oid, function: pg_sys::Oid, name: &str, trigger_type: i
             function,
             pg_sys::InvalidOid,
             std::ptr::null_mut(),
-            false,
+            is_internal,
             false,
             pg_sys::TRIGGER_FIRES_ALWAYS as c_char,
         );
