@@ -15,7 +15,8 @@ COMMENT ON COLUMN in_transit.events IS 'Number of events.';
 COMMENT ON COLUMN in_transit.tables IS 'Tables that they are about: at least those, at most a hundred.';
 REVOKE ALL ON in_transit FROM PUBLIC;
 
-CREATE VIEW stats AS SELECT * FROM queue_state();
+CREATE VIEW stats AS
+    SELECT s.*, (SELECT jsonb_object_agg(class, failures) FROM failure_classes()) AS failures_by_class FROM queue_state() s;
 COMMENT ON VIEW stats IS 'One row: the audit queue and worker of this database, since stats_reset or the server''s start. Without shared_preload_libraries is_preloaded is false and the numbers are NULL.';
 COMMENT ON COLUMN stats.is_preloaded IS 'Whether shared_preload_libraries loads audit_ext: without it there is no queue and no worker.';
 COMMENT ON COLUMN stats.worker_running IS 'Whether a worker is connected to this database. It leaves when there is nothing to do, and comes back by itself.';
@@ -32,6 +33,9 @@ COMMENT ON COLUMN stats.queue_fallbacks IS 'Transactions whose events of async t
 COMMENT ON COLUMN stats.queue_lag IS 'Time from the making of a message to its commit, of the oldest one of the last batch.';
 COMMENT ON COLUMN stats.events_written IS 'Events written by the worker.';
 COMMENT ON COLUMN stats.events_lost IS 'Events of async tables that the last run of the server lost, as the event audit.events_lost tells.';
+COMMENT ON COLUMN stats.session_time IS 'Time that sessions spent on auditing in transactions that committed, while audit.track_timing was on.';
+COMMENT ON COLUMN stats.worker_time IS 'Time that the worker spent writing.';
+COMMENT ON COLUMN stats.failures_by_class IS 'Failed statements recorded, by the first two characters of their SQLSTATE: an object of numbers.';
 COMMENT ON COLUMN stats.failures_recorded IS 'Failed statements recorded.';
 COMMENT ON COLUMN stats.failures_lost IS 'Failed statements not recorded: the queue was full for too long.';
 COMMENT ON COLUMN stats.logins_folded IS 'Refused logins that were recorded as one event with others.';
@@ -42,5 +46,17 @@ COMMENT ON COLUMN stats.sampled_out IS 'Row changes of committed transactions th
 COMMENT ON COLUMN stats.audit_errors IS 'Failures of auditing itself: attempts of the worker to write, and errors in sessions that are no fault of theirs.';
 COMMENT ON COLUMN stats.stats_reset IS 'When audit.stats_reset was last called since the server started.';
 
+CREATE VIEW stats_tables AS
+    SELECT p.target, p.mode, s.events, s.sampled_out, s.capture_time
+      FROM policy p LEFT JOIN table_state() s ON s.relid = p.target;
+COMMENT ON VIEW stats_tables IS 'Audited tables with what was counted for them since stats_reset or the server''s start, in transactions that committed: of modes async and sampled always, of mode sync while audit.track_timing was on; NULL where nothing was.';
+COMMENT ON COLUMN stats_tables.target IS 'The table.';
+COMMENT ON COLUMN stats_tables.mode IS 'Its mode now.';
+COMMENT ON COLUMN stats_tables.events IS 'Events recorded, or handed to the worker.';
+COMMENT ON COLUMN stats_tables.sampled_out IS 'Row changes that sampling left out.';
+COMMENT ON COLUMN stats_tables.capture_time IS 'Time spent capturing, while audit.track_timing was on; without what commit adds.';
+
+COMMENT ON FUNCTION table_state() IS 'What audit.stats_tables shows.';
+COMMENT ON FUNCTION failure_classes() IS 'What audit.stats shows as failures_by_class.';
 COMMENT ON FUNCTION queue_state() IS 'The row of audit.stats.';
-COMMENT ON FUNCTION stats_reset() IS 'Sets the numbers of audit.stats to zero, for this database.';
+COMMENT ON FUNCTION stats_reset() IS 'Sets the numbers of audit.stats and audit.stats_tables to zero, for this database.';

@@ -23,6 +23,7 @@ use crate::pg::session::{self, Roles};
 use crate::pg::shmem::{self, Counter, Database, Queue, Reserved};
 use crate::pg::{catalog, report};
 use crate::queue::{self, Head, Kind, Written};
+use crate::store;
 use crate::transaction::{self, End, Event, Image};
 
 /// Some two thousand row changes. A transaction that changes more costs more than one message could spare it.
@@ -106,6 +107,8 @@ pub fn before_commit(is_prepared: bool) -> Result<(), Error> {
 fn hand_over() -> Result<bool, Error> {
     let Some(queue) = shmem::queue() else { return Ok(false) };
     let Some(database) = queue.database(session::database()) else { return Ok(false) };
+    // As the session would when it writes them: that the log is one that this library knows.
+    store::labels()?;
     let table = in_transit::table()?;
     let made_at = session::clock();
     let number = queue.number();

@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 
+use crate::pg::guc::define_track_timing;
 use crate::pg::session;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 
@@ -17,6 +18,7 @@ static LOG_FAILURES: GucSetting<LogFailures> = GucSetting::<LogFailures>::new(Lo
 static LOG_ROLLBACKS: GucSetting<bool> = GucSetting::<bool>::new(false);
 static LOG_LOGINS: GucSetting<LogLogins> = GucSetting::<LogLogins>::new(LogLogins::Failed);
 static QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
+static TRACK_TIMING: GucSetting<bool> = GucSetting::<bool>::new(false);
 static QUEUE_DELAY: GucSetting<i32> = GucSetting::<i32>::new(10);
 static ISOLATED_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5000);
 
@@ -154,6 +156,8 @@ pub fn init() {
         if session::is_preloading() { GucContext::Postmaster } else { GucContext::Sighup },
         GucFlags::UNIT_KB,
     );
+    // Off: two looks at the clock for each row change.
+    define_track_timing(&TRACK_TIMING);
     // Time for many transactions of a busy server, and none for a reader who wants to see them.
     GucRegistry::define_int_guc(
         c"audit.queue_delay",
@@ -207,6 +211,10 @@ pub fn log_rollbacks() -> bool {
 
 pub fn queue_bytes() -> usize {
     usize::try_from(QUEUE_SIZE.get()).unwrap_or(0) * 1024
+}
+
+pub fn track_timing() -> bool {
+    TRACK_TIMING.get()
 }
 
 pub fn queue_delay_ms() -> i64 {

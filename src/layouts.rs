@@ -20,7 +20,7 @@ use crate::pg::generated::VirtualColumns;
 use crate::pg::heap::{self, Value};
 use crate::pg::relation::{ColumnDescription, Description, LayoutMemory, Relation, base_type, partition_ancestors};
 use crate::pg::session;
-use crate::{store, transaction};
+use crate::{gucs, store, transaction};
 
 /// How a table's rows are recorded.
 pub struct Layout {
@@ -237,7 +237,7 @@ fn build(relation: Relation, capture: Oid) -> Result<Layout, Error> {
         table: description.table,
         resource: description.resource,
         is_heap: description.is_heap,
-        is_plain: policy.mode == Mode::Sync,
+        is_plain: policy.mode == Mode::Sync && !gucs::track_timing(),
         row_trigger: description.row_trigger,
         truncate_trigger: description.truncate_trigger,
         keys,

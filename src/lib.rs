@@ -70,7 +70,13 @@ pgrx::extension_sql_file!(
 pgrx::extension_sql_file!(
     "../sql/40_queue.sql",
     name = "queue",
-    requires = ["tables", api::queue_state, api::stats_reset]
+    requires = [
+        "tables",
+        api::stats::queue_state,
+        api::stats::stats_reset,
+        api::stats::table_state,
+        api::stats::failure_classes
+    ]
 );
 pgrx::extension_sql_file!("../sql/60_ledger.sql", name = "ledger", requires = ["tables"]);
 pgrx::extension_sql_file!(

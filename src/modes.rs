@@ -4,16 +4,17 @@
 //! is recorded for one table is recorded for all of that rate, so that what is recorded fits together.
 
 use std::cell::{Cell, RefCell};
+use std::time::Instant;
 
 use pgrx::pg_sys::Oid;
 
 use crate::capture::{self, Change, Route};
-use crate::deferred;
 use crate::error::Error;
 use crate::layouts::Layout;
 use crate::pg::session;
 use crate::pg::shmem::{self, Counter};
 use crate::transaction::{self, End, Event};
+use crate::{deferred, gucs};
 
 /// How a table is audited.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -77,12 +78,38 @@ impl Mode {
 
 /// Records a row's change as the table's mode has it.
 pub fn row(layout: &Layout, change: &Change) -> Result<(), Error> {
-    capture::row::<ByMode>(layout, change)
+    timed(layout, || capture::row::<ByMode>(layout, change))
 }
 
 /// Records as the table's mode has it that all rows went.
 pub fn truncate(layout: &Layout) -> Result<(), Error> {
-    capture::truncate::<ByMode>(layout)
+    timed(layout, || capture::truncate::<ByMode>(layout))
+}
+
+fn timed(layout: &Layout, capture: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
+    if !gucs::track_timing() {
+        return capture();
+    }
+    let begun_at = Instant::now();
+    capture()?;
+    let spent = nanoseconds(begun_at);
+    tally(layout.oid, |tally| tally.nanoseconds += spent);
+    Ok(())
+}
+
+fn nanoseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// What is left to do before commit, with its time.
+pub fn timed_commit(write: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
+    if !gucs::track_timing() {
+        return write();
+    }
+    let begun_at = Instant::now();
+    write()?;
+    COMMIT_TIME.set(nanoseconds(begun_at));
+    Ok(())
 }
 
 struct ByMode;
@@ -94,7 +121,7 @@ impl Route for ByMode {
             Mode::Sampled(rate) => {
                 let takes = draw()? < rate;
                 if !takes {
-                    skipped(layout.oid);
+                    tally(layout.oid, |tally| tally.sampled_out += 1);
                 }
                 Ok(takes)
             }
@@ -109,6 +136,9 @@ impl Route for ByMode {
     }
 
     fn record(layout: &Layout, event: &Event) -> Result<(), Error> {
+        if layout.policy.mode != Mode::Sync || gucs::track_timing() {
+            tally(layout.oid, |tally| tally.events += 1);
+        }
         match layout.policy.mode {
             Mode::Async => deferred::record(layout, event),
             Mode::Sync | Mode::Sampled(_) => transaction::record(event),
@@ -116,17 +146,21 @@ impl Route for ByMode {
     }
 }
 
-/// Changes of a table that a sub-transaction did not record.
-struct Skipped {
+/// What a sub-transaction did to a table.
+#[derive(Clone, Copy)]
+struct Tally {
     subtransaction: u32,
     table: Oid,
-    count: u64,
+    events: u64,
+    sampled_out: u64,
+    nanoseconds: u64,
 }
 
 thread_local! {
     /// This transaction's number, from 0 to below 1.
     static DRAWN: Cell<Option<f64>> = const { Cell::new(None) };
-    static SKIPPED: RefCell<Vec<Skipped>> = const { RefCell::new(Vec::new()) };
+    static TALLIES: RefCell<Vec<Tally>> = const { RefCell::new(Vec::new()) };
+    static COMMIT_TIME: Cell<u64> = const { Cell::new(0) };
 }
 
 fn draw() -> Result<f64, Error> {
@@ -141,59 +175,73 @@ fn draw() -> Result<f64, Error> {
     Ok(drawn)
 }
 
-fn skipped(table: Oid) {
+fn tally(table: Oid, add: impl FnOnce(&mut Tally)) {
     let subtransaction = session::current_subtransaction();
-    SKIPPED.with_borrow_mut(|skipped| match entry(skipped, subtransaction, table) {
-        Some(entry) => entry.count += 1,
-        None => skipped.push(Skipped { subtransaction, table, count: 1 }),
+    TALLIES.with_borrow_mut(|tallies| {
+        if let Some(known) = entry(tallies, subtransaction, table) {
+            return add(known);
+        }
+        let mut new = Tally { subtransaction, table, events: 0, sampled_out: 0, nanoseconds: 0 };
+        add(&mut new);
+        tallies.push(new);
     });
 }
 
 /// The last ones are those of the sub-transaction that is under way.
-fn entry(skipped: &mut [Skipped], subtransaction: u32, table: Oid) -> Option<&mut Skipped> {
-    let mut own = skipped.iter_mut().rev().take_while(|skipped| skipped.subtransaction == subtransaction);
-    own.find(|skipped| skipped.table == table)
+fn entry(tallies: &mut [Tally], subtransaction: u32, table: Oid) -> Option<&mut Tally> {
+    let mut own = tallies.iter_mut().rev().take_while(|tally| tally.subtransaction == subtransaction);
+    own.find(|tally| tally.table == table)
 }
 
-fn first_of(skipped: &[Skipped], subtransaction: u32) -> usize {
-    skipped.iter().rposition(|skipped| skipped.subtransaction != subtransaction).map_or(0, |at| at + 1)
+fn first_of(tallies: &[Tally], subtransaction: u32) -> usize {
+    tallies.iter().rposition(|tally| tally.subtransaction != subtransaction).map_or(0, |at| at + 1)
 }
 
-/// Nothing here can fail. What a prepared transaction skipped counts now: nobody would count it later.
+/// Nothing here can fail. What a prepared transaction did counts now: nobody would count it later.
 pub fn transaction_ended(end: End) {
-    if DRAWN.take().is_none() {
-        return;
-    }
-    SKIPPED.with_borrow_mut(|skipped| {
-        if end != End::Aborted
-            && let Some((_, database)) = shmem::own_database()
+    DRAWN.set(None);
+    let commit_time = COMMIT_TIME.take();
+    TALLIES.with_borrow_mut(|tallies| {
+        if (!tallies.is_empty() || commit_time > 0)
+            && end != End::Aborted
+            && let Some((queue, database)) = shmem::own_database()
         {
-            database.count(Counter::SampledOut, skipped.iter().map(|skipped| skipped.count).sum());
+            let nanoseconds = commit_time + tallies.iter().map(|tally| tally.nanoseconds).sum::<u64>();
+            database.count(Counter::SessionTime, nanoseconds / 1000);
+            database.count(Counter::SampledOut, tallies.iter().map(|tally| tally.sampled_out).sum());
+            for tally in tallies.iter() {
+                let numbers = [tally.events, tally.sampled_out, tally.nanoseconds];
+                queue.count_table(database, tally.table.to_u32(), numbers);
+            }
         }
-        skipped.clear();
+        tallies.clear();
     });
 }
 
 /// Nothing here can fail.
 pub fn subtransaction_committed(id: u32, parent: u32) {
-    SKIPPED.with_borrow_mut(|skipped| {
-        let first = first_of(skipped, id);
+    TALLIES.with_borrow_mut(|tallies| {
+        let first = first_of(tallies, id);
         let mut kept = first;
-        for at in first..skipped.len() {
-            let Skipped { table, count, .. } = skipped[at];
-            match entry(&mut skipped[..first], parent, table) {
-                Some(entry) => entry.count += count,
+        for at in first..tallies.len() {
+            let own = tallies[at];
+            match entry(&mut tallies[..first], parent, own.table) {
+                Some(entry) => {
+                    entry.events += own.events;
+                    entry.sampled_out += own.sampled_out;
+                    entry.nanoseconds += own.nanoseconds;
+                }
                 None => {
-                    skipped[kept] = Skipped { subtransaction: parent, table, count };
+                    tallies[kept] = Tally { subtransaction: parent, ..own };
                     kept += 1;
                 }
             }
         }
-        skipped.truncate(kept);
+        tallies.truncate(kept);
     });
 }
 
 /// Nothing here can fail.
 pub fn subtransaction_aborted(id: u32) {
-    SKIPPED.with_borrow_mut(|skipped| skipped.truncate(first_of(skipped, id)));
+    TALLIES.with_borrow_mut(|tallies| tallies.truncate(first_of(tallies, id)));
 }

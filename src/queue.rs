@@ -215,15 +215,15 @@ pub fn put_event(event: &Event, out: &mut Writer) -> Result<(), Error> {
 /// What became of a message.
 pub struct Written {
     pub made_at: i64,
-    /// A failed statement was recorded.
-    pub is_failure: bool,
+    /// SQLSTATE of the failed statement that was recorded.
+    pub failure: Option<String>,
     /// It was for a log that is gone.
     pub is_lost: bool,
 }
 
 impl Written {
     pub fn at(made_at: i64) -> Self {
-        Written { made_at, is_failure: false, is_lost: false }
+        Written { made_at, failure: None, is_lost: false }
     }
 }
 
@@ -242,7 +242,7 @@ pub fn write(message: &[u8]) -> Result<Written, Error> {
                 read_event(&mut message, transaction::record)?;
             }
         }
-        Kind::Failure => written.is_failure = failures::write(head, &mut message)?,
+        Kind::Failure => written.failure = failures::write(head, &mut message)?,
         Kind::Login => logins::write(head, &mut message)?,
         Kind::Deferred => return Err(Malformed.into()),
     }

@@ -7,6 +7,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::time::Instant;
 
 use audit_core::fold::{Decision, Entry};
 use pgrx::pg_sys::Oid;
@@ -185,6 +186,7 @@ fn give_up(queue: Queue, database: &'static Database) {
         }
         queue.remove(database, &messages, messages.len());
     }
+    queue.reset(database, 0);
     database.forget();
 }
 
@@ -375,27 +377,30 @@ fn write_folded(queue: Queue, database: &'static Database) -> Result<bool, Failu
 }
 
 fn write(queue: Queue, database: &'static Database, messages: &[Message]) -> Result<(), Failure> {
+    let begun_at = Instant::now();
     let written = worker::in_transaction(
         c"write audit records",
         || {
             // The extension may have gone, or changed, since.
             session::check_version()?;
-            let (mut oldest, mut failures, mut lost) = (i64::MAX, 0, 0);
+            let (mut oldest, mut failures, mut lost) = (i64::MAX, Vec::new(), 0);
             for message in messages {
                 let written = queue::write(&message.bytes)?;
                 oldest = oldest.min(written.made_at);
-                failures += u64::from(written.is_failure);
+                failures.extend(written.failure);
                 lost += usize::from(written.is_lost);
             }
             Ok((transaction::next_seq(), oldest, failures, lost))
         },
-        |&(events, oldest, failures, lost)| {
-            database.count(Counter::Failures, failures);
-            database.count(Counter::Events, u64::try_from(events).unwrap_or(0));
+        |(events, oldest, failures, lost)| {
+            database.count(Counter::Failures, failures.len() as u64);
+            failures.iter().for_each(|sqlstate| database.count_failure(sqlstate));
+            database.count(Counter::Events, u64::try_from(*events).unwrap_or(0));
             database.set(Counter::Lag, u64::try_from(session::clock() - oldest).unwrap_or(0));
-            queue.remove(database, messages, lost);
+            queue.remove(database, messages, *lost);
         },
     );
+    database.count(Counter::WorkerTime, u64::try_from(begun_at.elapsed().as_micros()).unwrap_or(0));
     if written.is_err() {
         // Without the extension nothing can be written, nor need be.
         look_for_extension(database)?;

@@ -6,6 +6,7 @@
 //! and abort callbacks, and by a process that is refused before it has become a backend.
 
 use std::cell::UnsafeCell;
+use std::collections::BTreeMap;
 use std::mem::size_of;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -20,6 +21,12 @@ use crate::gucs;
 const DATABASES: usize = 128;
 /// Addresses whose refused logins are told apart.
 const FOLDS: usize = 64;
+/// Tables whose numbers are kept at one time, of all databases.
+const TABLES: usize = 1024;
+/// Places where a table's numbers may be.
+const TABLE_PROBES: usize = 32;
+/// Classes of SQLSTATEs that are told apart in one database. PostgreSQL has 44.
+const CLASSES: usize = 60;
 /// Longest message of an alert that is kept.
 const ALERT_BYTES: usize = 192;
 /// Longest name of a database, with its end.
@@ -48,7 +55,29 @@ struct Area {
     is_claiming: AtomicU32,
     is_folding: AtomicU32,
     folds: UnsafeCell<[Entry; FOLDS]>,
+    tables: [TableState; TABLES],
     databases: [Database; DATABASES],
+}
+
+/// Numbers that are counted for each table.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum TableCounter {
+    /// Events recorded, or handed over.
+    Events,
+    /// Row changes that sampling left out.
+    SampledOut,
+    /// Time spent capturing.
+    Nanoseconds,
+}
+
+pub const TABLE_COUNTERS: usize = TableCounter::Nanoseconds as usize + 1;
+
+/// What is kept of a table. All zero is none.
+#[repr(C)]
+struct TableState {
+    /// Database and table.
+    key: AtomicU64,
+    counters: [AtomicU64; TABLE_COUNTERS],
 }
 
 /// Numbers that are counted for each database.
@@ -80,6 +109,10 @@ pub enum Counter {
     EventsLost,
     /// Row changes that sampling left out.
     SampledOut,
+    /// Microseconds that sessions spent on auditing, while it was measured.
+    SessionTime,
+    /// Microseconds that workers spent writing.
+    WorkerTime,
     /// Failures of auditing itself: attempts of the worker to write, errors in sessions that are no fault of theirs.
     Errors,
     /// Workers started after one that ended otherwise than idle.
@@ -127,6 +160,8 @@ pub struct Database {
     depth: AtomicU32,
     high_water: AtomicU32,
     counters: [AtomicU64; COUNTERS],
+    /// The two characters of a class, and how many failures there were.
+    classes: [(AtomicU32, AtomicU64); CLASSES],
     reset_at: AtomicI64,
     /// As it was when somebody last looked, with a NUL after it.
     name: [AtomicU8; NAME_BYTES],
@@ -458,6 +493,50 @@ impl Queue {
         self.area.databases.iter().filter(|database| database.oid.load(Ordering::Acquire) != 0)
     }
 
+    /// Adds to a table's numbers, if there is a place for them. Nothing here can fail.
+    pub fn count_table(&self, database: &Database, table: u32, by: [u64; TABLE_COUNTERS]) {
+        let key = u64::from(database.oid().to_u32()) << 32 | u64::from(table);
+        let first = (key ^ key >> 32).wrapping_mul(0x9E37_79B9_7F4A_7C15) as usize;
+        let places = || (0..TABLE_PROBES).map(|probe| &self.area.tables[first.wrapping_add(probe) % TABLES]);
+        let known = places().find(|place| place.key.load(Ordering::Acquire) == key);
+        let claim =
+            |place: &&TableState| place.key.compare_exchange(0, key, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        // Two processes that meet a new table may both take a place: who reads adds them up.
+        if let Some(place) = known.or_else(|| places().find(claim)) {
+            place.counters.iter().zip(by).filter(|(_, by)| *by > 0).for_each(|(counter, by)| {
+                counter.fetch_add(by, Ordering::Relaxed);
+            });
+        }
+    }
+
+    /// The tables of a database that have numbers.
+    pub fn tables(&self, database: &Database) -> BTreeMap<u32, [u64; TABLE_COUNTERS]> {
+        let mut tables = BTreeMap::new();
+        for state in self.table_states(database) {
+            let table = state.key.load(Ordering::Acquire) as u32;
+            let sums: &mut [u64; TABLE_COUNTERS] = tables.entry(table).or_default();
+            for (sum, counter) in sums.iter_mut().zip(&state.counters) {
+                *sum += counter.load(Ordering::Relaxed);
+            }
+        }
+        tables
+    }
+
+    fn table_states(&self, database: &Database) -> impl Iterator<Item = &'static TableState> {
+        let oid = u64::from(database.oid().to_u32());
+        self.area.tables.iter().filter(move |state| state.key.load(Ordering::Acquire) >> 32 == oid)
+    }
+
+    /// Sets a database's numbers to zero.
+    pub fn reset(&self, database: &Database, now: i64) {
+        for state in self.table_states(database) {
+            state.counters.iter().for_each(|counter| counter.store(0, Ordering::Relaxed));
+            // Dropped tables give up their places so.
+            state.key.store(0, Ordering::Release);
+        }
+        database.reset(now);
+    }
+
     pub fn is_empty(&self, database: &'static Database) -> bool {
         self.messages(database).is_empty()
     }
@@ -772,8 +851,28 @@ impl Database {
         (self.depth.load(Ordering::Relaxed), self.high_water.load(Ordering::Relaxed))
     }
 
+    /// Counts a failed statement by its SQLSTATE. The worker alone may.
+    pub fn count_failure(&self, sqlstate: &str) {
+        let Some(&[first, second]) = sqlstate.as_bytes().first_chunk() else { return };
+        let class = u32::from(first) << 8 | u32::from(second);
+        let holds = |place: &&(AtomicU32, AtomicU64)| matches!(place.0.load(Ordering::Relaxed), known if known == class || known == 0);
+        if let Some((known, count)) = self.classes.iter().find(holds) {
+            known.store(class, Ordering::Relaxed);
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Failed statements by class.
+    pub fn failure_classes(&self) -> Vec<(String, u64)> {
+        let counts =
+            self.classes.iter().map(|(class, count)| (class.load(Ordering::Relaxed), count.load(Ordering::Relaxed)));
+        let name = |class: u32| [(class >> 8) as u8, class as u8].map(char::from).iter().collect();
+        counts.filter(|(_, count)| *count > 0).map(|(class, count)| (name(class), count)).collect()
+    }
+
     /// Sets the counters to zero.
-    pub fn reset(&self, now: i64) {
+    fn reset(&self, now: i64) {
+        self.classes.iter().for_each(|(_, count)| count.store(0, Ordering::Relaxed));
         self.counters.iter().for_each(|counter| counter.store(0, Ordering::Relaxed));
         self.high_water.store(self.depth.load(Ordering::Relaxed), Ordering::Relaxed);
         self.reset_at.store(now, Ordering::Relaxed);

@@ -31,8 +31,10 @@ unsafe extern "C-unwind" fn at_transaction(event: pg_sys::XactEvent::Type, _argu
     use pg_sys::XactEvent::*;
     match event {
         XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => {
-            report::ok(deferred::before_commit(event == XACT_EVENT_PRE_PREPARE));
-            report::ok(transaction::before_commit());
+            report::ok(modes::timed_commit(|| {
+                deferred::before_commit(event == XACT_EVENT_PRE_PREPARE)?;
+                transaction::before_commit()
+            }));
         }
         XACT_EVENT_COMMIT => {
             ended(transaction::End::Committed);

@@ -625,3 +625,70 @@ def test_partitions_follow_and_a_move_between_them(server):
     settled(server, 4)
     replay(server, "p")
     assert server.execute("SELECT DISTINCT mode FROM audit.policy WHERE target::text LIKE 'p%'").fetchall() == [("async",)]
+
+
+def test_drop_extension_and_drop_database_with_events_on_their_way(server, preloaded):
+    lose_or_not = "INSERT INTO t SELECT i, 1, 'a' FROM generate_series(%s::int, %s::int) i"
+    mark = len(preloaded.log)
+    server.execute(lose_or_not, [1, 10])
+    server.execute("DROP EXTENSION audit_ext CASCADE")
+    # Its table is an ordinary one now.
+    server.execute(lose_or_not, [11, 20])
+    server.execute("CREATE EXTENSION audit_ext; SELECT audit.enable('t', mode => 'async')")
+    server.execute(lose_or_not, [21, 30])
+    settled(server, 10)
+    until(lambda: stats(server)["queue_used_bytes"] == 0)
+    prepare(preloaded, "goes")
+    with preloaded.connect("goes") as conn:
+        conn.execute(lose_or_not, [1, 10])
+    with preloaded.connect() as admin:
+        admin.execute("DROP DATABASE goes")
+    until(lambda: stats(server)["queue_used_bytes"] == 0)
+    assert "exited with exit code" not in preloaded.log[mark:]
+
+
+def test_while_extension_and_library_differ_in_version_changes_are_refused_and_events_wait(server, preloaded):
+    """Between the installation of another version and ALTER EXTENSION UPDATE."""
+    with blocked(preloaded, "later"):
+        lose(preloaded, "later", 3)
+        version, = server.execute("SELECT extversion FROM pg_extension WHERE extname = 'audit_ext'").fetchone()
+        server.execute("UPDATE pg_extension SET extversion = '0.0.0' WHERE extname = 'audit_ext'")
+    errors = stats(server)["audit_errors"]
+    until(lambda: stats(server)["audit_errors"] > errors)
+    with preloaded.connect("later") as conn:
+        for table in ("s", "t"):
+            with sqlstate("55000"):
+                conn.execute("INSERT INTO %s VALUES (100, 1, 'a')" % table)
+    assert events(server) == [] and stats(server)["queue_depth"] >= 3
+    # It tries ever less often, and says the same once.
+    assert preloaded.log.count("differ in version (55000)") == 1
+    server.execute("UPDATE pg_extension SET extversion = %s WHERE extname = 'audit_ext'", [version])
+    settled(server, 6)
+    replay(server, "t")
+    assert stats(server)["queue_lost"] == 0
+
+
+def test_a_copy_of_the_database_is_one_of_its_own(server, preloaded):
+    server.execute("INSERT INTO t VALUES (1, 1, 'a')")
+    settled(server, 1)
+    server.close()
+    until(lambda: not worker_pids(preloaded, "later"))
+    preloaded.drop_db("copy")
+    preloaded.create_db("copy", "later")
+    with preloaded.connect("copy") as conn:
+        conn.execute("INSERT INTO t VALUES (2, 1, 'a')")
+        settled(conn, 2)
+        replay(conn, "t")
+        assert lost_events(conn) == []
+        check_integrity(conn)
+    preloaded.drop_db("copy")
+
+
+def test_a_database_that_is_a_template_and_allows_no_connections(server, preloaded):
+    with preloaded.connect() as admin:
+        with blocked(preloaded, "later"):
+            lose(preloaded, "later", 2)
+            admin.execute("ALTER DATABASE later IS_TEMPLATE true")
+        settled(server, 4)
+        admin.execute("ALTER DATABASE later IS_TEMPLATE false")
+    replay(server, "t")
