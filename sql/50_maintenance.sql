@@ -109,35 +109,42 @@ COMMENT ON FUNCTION close_to_others(regclass) IS 'Takes all rights on a partitio
 -- The default partition becomes one of a time in two steps, if it is large. Its rows are checked first, while writers go on;
 -- PostgreSQL believes a constraint that it has checked, and reads nothing when the locks are taken.
 
-CREATE FUNCTION default_is_ready(log_table text, since timestamptz, until timestamptz) RETURNS boolean
+CREATE FUNCTION default_is_ready(since timestamptz, until timestamptz) RETURNS boolean
     LANGUAGE plpgsql VOLATILE
     SET search_path = pg_catalog, pg_temp
     SET TimeZone = 'UTC' SET DateStyle = 'ISO'
 AS $$
 DECLARE
-    partition CONSTANT regclass := format('audit.%I', log_table || '_default');
-    is_validated CONSTANT boolean := (SELECT k.convalidated FROM pg_constraint k WHERE k.conrelid = partition AND k.conname = 'maintain_range');
+    large CONSTANT bigint := 64 * 1024 * 1024; -- what is smaller is read in no time
+    is_checked boolean;
+    partition regclass;
 BEGIN
-    IF is_validated THEN
+    IF greatest(pg_relation_size('audit.event_default'), pg_relation_size('audit.changeset_default')) <= large THEN
         RETURN true;
-    ELSIF is_validated IS NULL AND pg_relation_size(partition) <= 64 * 1024 * 1024 THEN
-        RETURN true; -- Read in no time.
-    ELSIF is_validated IS NULL THEN
-        EXECUTE format('ALTER TABLE %s ADD CONSTRAINT maintain_range CHECK (%soccurred_at < %L) NOT VALID', partition,
-                       CASE WHEN since > '-infinity' THEN format('occurred_at >= %L AND ', since) END, until);
-        RETURN false;
     END IF;
-    BEGIN
-        EXECUTE format('ALTER TABLE %s VALIDATE CONSTRAINT maintain_range', partition);
-    EXCEPTION WHEN check_violation THEN
-        -- Time went on.
+    is_checked := EXISTS (SELECT FROM pg_constraint WHERE conrelid = 'audit.event_default'::regclass AND conname = 'maintain_range');
+    IF NOT is_checked THEN
+        PERFORM audit.lock_log();
+    END IF;
+    FOREACH partition IN ARRAY '{audit.event_default,audit.changeset_default}'::regclass[] LOOP
+        IF is_checked THEN
+            EXECUTE format('ALTER TABLE %s VALIDATE CONSTRAINT maintain_range', partition);
+        ELSE
+            EXECUTE format('ALTER TABLE %s ADD CONSTRAINT maintain_range CHECK (%soccurred_at < %L) NOT VALID', partition,
+                           CASE WHEN since > '-infinity' THEN format('occurred_at >= %L AND ', since) END, until);
+        END IF;
+    END LOOP;
+    RETURN is_checked;
+EXCEPTION WHEN check_violation THEN
+    -- Time went on since the constraint was made.
+    PERFORM audit.lock_log();
+    FOREACH partition IN ARRAY '{audit.event_default,audit.changeset_default}'::regclass[] LOOP
         EXECUTE format('ALTER TABLE %s DROP CONSTRAINT maintain_range', partition);
-        RETURN false;
-    END;
-    RETURN true;
+    END LOOP;
+    RETURN false;
 END
 $$;
-COMMENT ON FUNCTION default_is_ready(text, timestamptz, timestamptz) IS 'Whether a default partition can become one of a time without being read under a lock. Where it cannot, prepares that for the next call.';
+COMMENT ON FUNCTION default_is_ready(timestamptz, timestamptz) IS 'Whether the default partitions can become those of a time without being read under a lock. Where they cannot, prepares that for the next call.';
 
 CREATE FUNCTION close_default(log_table text, since timestamptz, until timestamptz) RETURNS text
     LANGUAGE plpgsql VOLATILE
@@ -175,7 +182,33 @@ END
 $$;
 COMMENT ON FUNCTION close_default(text, timestamptz, timestamptz) IS 'Makes the default partition one of a time, and an empty one the default.';
 
-CREATE FUNCTION maintain(partition_interval text DEFAULT NULL, ahead int DEFAULT 2)
+-- A record's transaction holds its partition of events, then that of changesets, and may ask for the tables above. All four
+-- locks are had at once, or given back before any of those who wait looks for a deadlock and becomes its victim.
+CREATE FUNCTION lock_log() RETURNS void
+    LANGUAGE plpgsql VOLATILE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    attempts CONSTANT int := 20;
+    patience CONSTANT int := (SELECT greatest(setting::int / 5, 1) FROM pg_settings WHERE name = 'deadlock_timeout');
+BEGIN
+    PERFORM set_config('lock_timeout', patience::text, true);
+    FOR attempt IN 1 .. attempts LOOP
+        BEGIN
+            LOCK TABLE ONLY audit.event, ONLY audit.event_default, ONLY audit.changeset, ONLY audit.changeset_default IN ACCESS EXCLUSIVE MODE;
+            RETURN;
+        EXCEPTION WHEN lock_not_available THEN
+            IF attempt = attempts THEN
+                RAISE;
+            END IF;
+            PERFORM pg_sleep(0.1);
+        END;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION lock_log() IS 'Locks the log for a moment, without ever being the cause of a deadlock. Errors: 55P03 where that cannot be had.';
+
+CREATE FUNCTION maintain(partition_interval text DEFAULT NULL, ahead int DEFAULT 2, max_indexes int DEFAULT NULL)
     RETURNS TABLE (action text, object text)
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -187,6 +220,7 @@ AS $$
 DECLARE
     -- Transactions that began in time may still be writing.
     grace CONSTANT interval := '1 hour';
+    margin CONSTANT interval := '5 minutes';
     unit text := partition_interval;
     step interval;
     log_table text;
@@ -196,10 +230,13 @@ DECLARE
     oldest timestamptz;
     newest timestamptz;
     boundary timestamptz;
-    until timestamptz;
     made int;
+    indexes_left int := coalesce(max_indexes, 2147483647);
 BEGIN
-    IF ahead IS NULL OR ahead NOT BETWEEN 1 AND 100 THEN
+    IF indexes_left < 0 THEN
+        RAISE EXCEPTION 'max_indexes must not be negative' USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'It is the number of indexes to be built at most; NULL for all.';
+    ELSIF ahead IS NULL OR ahead NOT BETWEEN 1 AND 100 THEN
         RAISE EXCEPTION 'ahead must be between 1 and 100' USING ERRCODE = 'invalid_parameter_value',
             HINT = 'It is the number of partitions to be made ahead of time.';
     ELSIF unit IS NULL THEN
@@ -231,6 +268,8 @@ BEGIN
                         SELECT n.suffix, n.definition FROM audit.closed_indexes() AS n
                          WHERE n.log_table = log_table AND to_regclass(format('audit.%I', p.name || '_' || n.suffix || '_idx')) IS NULL
                     LOOP
+                        EXIT WHEN indexes_left = 0;
+                        indexes_left := indexes_left - 1;
                         EXECUTE format('CREATE INDEX %I ON %s %s', p.name || '_' || i.suffix || '_idx', p.partition, i.definition);
                         made := made + 1;
                         action := 'index';
@@ -260,46 +299,55 @@ BEGIN
     SELECT least(e.first, c.first), greatest(e.last, c.last) INTO oldest, newest
       FROM (SELECT min(occurred_at) AS first, max(occurred_at) AS last FROM audit.event_default) AS e,
            (SELECT min(occurred_at) AS first, max(occurred_at) AS last FROM audit.changeset_default) AS c;
+    IF oldest < last_until OR newest >= boundary THEN
+        RAISE WARNING 'the default partitions hold records of % to %, which stay there', oldest, newest
+            USING DETAIL = format('Other partitions end at %s; the present one would end at %s.', last_until, boundary),
+                  HINT = 'The clock was wrong, or partitions were made by hand.';
+        oldest := NULL;
+    END IF;
     BEGIN
-        IF oldest < last_until OR newest >= boundary THEN
-            RAISE WARNING 'the default partitions hold records of % to %, which stay there', oldest, newest
-                USING DETAIL = format('Other partitions end at %s; the present one would end at %s.', last_until, boundary),
-                      HINT = 'The clock was wrong, or partitions were made by hand.';
-        ELSIF oldest IS NOT NULL THEN
-            IF audit.default_is_ready('changeset', coalesce(last_until, '-infinity'), boundary)
-               AND audit.default_is_ready('event', coalesce(last_until, '-infinity'), boundary)
-            THEN
-                FOREACH log_table IN ARRAY '{changeset,event}'::text[] LOOP
-                    action := 'default closed';
-                    object := audit.close_default(log_table, coalesce(last_until, '-infinity'), boundary);
-                    RETURN NEXT;
-                END LOOP;
-                last_until := boundary;
-            ELSE
+        IF oldest IS NOT NULL THEN
+            -- PostgreSQL believes a constraint that it has checked, and records are written past constraints: long before the
+            -- time is over there can be none that breaks it.
+            IF clock_timestamp() >= boundary - margin THEN
+                RETURN;
+            ELSIF NOT audit.default_is_ready(coalesce(last_until, '-infinity'), boundary) THEN
                 action := 'default prepared';
                 object := 'call again';
                 RETURN NEXT;
                 RETURN;
             END IF;
-        END IF;
-        boundary := greatest(last_until, date_trunc(unit, now()));
-        WHILE boundary < date_trunc(unit, now()) + (ahead + 1) * step LOOP
-            until := date_trunc(unit, boundary) + step;
-            IF NOT EXISTS (SELECT FROM audit.event_default WHERE occurred_at >= boundary AND occurred_at < until)
-               AND NOT EXISTS (SELECT FROM audit.changeset_default WHERE occurred_at >= boundary AND occurred_at < until)
-            THEN
-                FOREACH log_table IN ARRAY '{changeset,event}'::text[] LOOP
-                    CONTINUE WHEN EXISTS (SELECT FROM audit.log_partitions(log_table, 'occurred_at', boundary, until) AS l WHERE NOT l.is_default);
-                    action := 'partition';
-                    object := audit.make_partition(log_table, boundary, until);
-                    RETURN NEXT;
-                END LOOP;
+            PERFORM audit.lock_log();
+            IF clock_timestamp() >= boundary - margin THEN
+                RAISE lock_not_available; -- so that the check is undone
             END IF;
-            boundary := until;
+            FOREACH log_table IN ARRAY '{changeset,event}'::text[] LOOP
+                action := 'default closed';
+                object := audit.close_default(log_table, coalesce(last_until, '-infinity'), boundary);
+                RETURN NEXT;
+            END LOOP;
+            last_until := boundary;
+        END IF;
+        FOR p IN
+            SELECT t.log_table, g.since, g.since + step AS until
+              FROM (SELECT greatest(last_until, date_trunc(unit, now())) AS first) AS f,
+                   generate_series(f.first, date_trunc(unit, now()) + ahead * step, step) AS g (since),
+                   (VALUES ('changeset'), ('event')) AS t (log_table)
+             WHERE NOT EXISTS (SELECT FROM audit.log_partitions(t.log_table, 'occurred_at', g.since, g.since + step) AS l WHERE NOT l.is_default)
+               -- Records of another time.
+               AND NOT EXISTS (SELECT FROM audit.event_default d WHERE d.occurred_at >= g.since AND d.occurred_at < g.since + step)
+               AND NOT EXISTS (SELECT FROM audit.changeset_default d WHERE d.occurred_at >= g.since AND d.occurred_at < g.since + step)
+             ORDER BY g.since, t.log_table
+        LOOP
+            PERFORM audit.lock_log();
+            action := 'partition';
+            object := audit.make_partition(p.log_table, p.since, p.until);
+            RETURN NEXT;
         END LOOP;
     EXCEPTION WHEN lock_not_available THEN
-        RAISE WARNING 'the log is locked; its partitions are left for the next call';
+        RAISE WARNING 'the log is in use; its partitions are left for the next call'
+            USING HINT = 'A long transaction that wrote or read the log holds them.';
     END;
 END
 $$;
-COMMENT ON FUNCTION maintain(text, int) IS 'Makes partitions of the log ahead of time (of a day, a week or a month, UTC; NULL: as the newest is, else of a month), and builds the indexes of those whose time is over. To be called by a scheduler, at least once per partition; calls that come too often do nothing. Returns what it did. Errors: 22023 for an unknown interval; 55P03 while another call is at work.';
+COMMENT ON FUNCTION maintain(text, int, int) IS 'Makes partitions of the log ahead of time (of a day, a week or a month, UTC; NULL: as the newest is, else of a month), and builds the indexes of those whose time is over, max_indexes of them at most. To be called by a scheduler, at least once per partition; calls that come too often do nothing. Returns what it did. Errors: 22023 for an unknown interval or a number out of range; 55P03 while another call is at work.';

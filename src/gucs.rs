@@ -21,6 +21,7 @@ static QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
 static TRACK_TIMING: GucSetting<bool> = GucSetting::<bool>::new(false);
 static QUEUE_DELAY: GucSetting<i32> = GucSetting::<i32>::new(10);
 static ISOLATED_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5000);
+static MAINTENANCE_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(3600);
 
 /// Which failed statements are recorded.
 #[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
@@ -180,6 +181,21 @@ pub fn init() {
         GucContext::Suset,
         GucFlags::UNIT_MS,
     );
+    // Often enough for partitions of a day, and hardly ever anything to do.
+    GucRegistry::define_int_guc(
+        c"audit.maintenance_interval",
+        c"How often a background worker calls audit.maintain() in each database; 0 for never.",
+        c"Needs shared_preload_libraries.",
+        &MAINTENANCE_INTERVAL,
+        0,
+        7 * 24 * 3600,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
+    );
+}
+
+pub fn maintenance_interval_s() -> i32 {
+    MAINTENANCE_INTERVAL.get()
 }
 
 /// Path of the file, or `None` where checkpoints are not signed.

@@ -22,6 +22,7 @@ mod isolated;
 mod layouts;
 mod ledger;
 mod logins;
+mod maintenance;
 mod modes;
 mod pending;
 mod pg;
@@ -111,6 +112,7 @@ pgrx::extension_sql_file!("../sql/30_reading.sql", name = "reading", requires = 
 pgrx::extension_sql_file!("../sql/32_history.sql", name = "history", requires = ["reading"]);
 pgrx::extension_sql_file!("../sql/34_time_travel.sql", name = "time_travel", requires = ["history"]);
 pgrx::extension_sql_file!("../sql/36_undo.sql", name = "undo", requires = ["time_travel"]);
+pgrx::extension_sql_file!("../sql/50_maintenance.sql", name = "maintenance", requires = ["reading"]);
 pgrx::extension_sql_file!("../sql/90_rights.sql", name = "rights", finalize);
 
 #[allow(non_snake_case)]

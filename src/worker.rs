@@ -13,9 +13,10 @@ use audit_core::fold::{Decision, Entry};
 use pgrx::pg_sys::Oid;
 
 use crate::error::Error;
+use crate::maintenance::Rounds;
 use crate::pg::catalog::DatabaseRow;
 use crate::pg::shmem::{self, Counter, Database, Departure, Message, Presence, Queue};
-use crate::pg::worker::{self, Failure, Started};
+use crate::pg::worker::{self, Failure, Job, Started};
 use crate::pg::{catalog, process, report, session};
 use crate::{alerts, deferred, gucs, logins, queue, transaction};
 
@@ -57,9 +58,10 @@ pub fn launcher() {
     queue.set_shutting_down(false);
     queue.set_launcher(Some(own));
     let mut launcher = Launcher { queue, to_visit: connectable(), attempts: HashMap::new(), is_starved: false };
+    let mut maintenance = Rounds::begin();
     while !worker::is_told_to_end() {
         worker::reload_if_asked();
-        let wait_until = launcher.start_workers();
+        let wait_until = [launcher.start_workers(), maintenance.start_next()].into_iter().flatten().min();
         let now = session::clock();
         process::wait(wait_until.map(|until| ((until - now) / MILLISECOND + 1).max(1)));
     }
@@ -87,8 +89,8 @@ fn list_databases() -> Result<Vec<DatabaseRow>, Failure> {
     })
 }
 
-/// Databases that are looked into once after the server has started: whether they have the extension.
-fn connectable() -> Vec<Oid> {
+/// Databases that may have the extension.
+pub fn connectable() -> Vec<Oid> {
     let databases = list_databases().unwrap_or_default();
     databases
         .into_iter()
@@ -141,7 +143,7 @@ impl Launcher {
             return Some(attempt.not_before);
         }
         match startable(oid) {
-            Ok(true) => attempt.started = worker::start(oid),
+            Ok(true) => attempt.started = worker::start(Job::Queue, oid),
             Ok(false) => {
                 give_up(self.queue, database);
                 self.attempts.remove(&oid.to_u32());
