@@ -29,6 +29,8 @@ use crate::random::Random;
 use crate::store::Closing;
 use crate::{gucs, store};
 
+/// Changesets that are inserted together.
+const CLOSING_BYTES: usize = 64 * 1024;
 /// Memory kept between statements.
 const KEEP_BYTES: usize = 1024 * 1024;
 
@@ -69,6 +71,8 @@ pub struct Changeset {
     pub facts: Rc<Facts>,
     /// Whether its events are those of another session.
     pub is_foreign: bool,
+    /// Inserted together with those of this time, into the same partitions.
+    routed_as: i64,
     pub context: Rc<Context>,
     pub statement: Option<Vec<u8>>,
     /// Generation of the context that its own was derived from, where it shares the time of others that were.
@@ -102,6 +106,8 @@ struct State {
     deferred_count: i32,
     /// What would be deferred is recorded.
     is_deferral_over: bool,
+    /// A time at which another session's events are inserted, and from when to when others are with them.
+    route: Option<(i64, (i64, i64))>,
     /// Of this transaction in the WAL, once it was told.
     position: Option<u64>,
     /// Memory for the changesets' tuples.
@@ -207,6 +213,7 @@ fn change_changeset(
                     roles,
                     facts,
                     is_foreign: false,
+                    routed_as: occurred_at,
                     context,
                     statement,
                     family,
@@ -237,6 +244,7 @@ pub fn begin_for(
     let roles = session::roles();
     let facts = Rc::new(Facts::of(author, application_name)?);
     let subtransaction = session::current_subtransaction();
+    let routed_as = route_foreign(occurred_at)?;
     STATE.with_borrow_mut(|state| {
         state.save(subtransaction);
         let random = state.random()?;
@@ -247,6 +255,7 @@ pub fn begin_for(
             roles,
             facts,
             is_foreign: true,
+            routed_as,
             family: None,
             context: Rc::new(context),
             statement,
@@ -259,6 +268,19 @@ pub fn begin_for(
         state.current = Some((index, u64::MAX, roles, origin));
         Ok(index)
     })
+}
+
+/// A time whose partitions those of `occurred_at` are, too: many small changesets are then inserted together.
+fn route_foreign(occurred_at: i64) -> Result<i64, Error> {
+    let known = STATE.with_borrow(|state| state.route);
+    if let Some((routed_as, _)) = known.filter(|(_, (from, to))| (*from..*to).contains(&occurred_at)) {
+        return Ok(routed_as);
+    }
+    let events = log_table::lock_range(&store::EVENT, occurred_at)?;
+    let changesets = log_table::lock_range(&store::CHANGESET, occurred_at)?;
+    let range = (events.0.max(changesets.0), events.1.min(changesets.1));
+    STATE.with_borrow_mut(|state| state.route = Some((occurred_at, range)));
+    Ok(occurred_at)
 }
 
 /// Records a fact in the current changeset. [`begin_event`] comes first.
@@ -412,10 +434,15 @@ pub fn before_commit() -> Result<(), Error> {
     let mut batch = STATE.with_borrow_mut(|state| std::mem::take(&mut state.closing));
     let command = session::last_command();
     let mut canonical = STATE.with_borrow_mut(|state| std::mem::take(&mut state.canonical));
-    for changeset in changesets.iter().filter(|changeset| changeset.event_count > 0) {
+    let mut rest = changesets.iter().filter(|changeset| changeset.event_count > 0).peekable();
+    while let Some(changeset) = rest.next() {
         let closing = Closing { position, salt: random_salt()?, canonical: &mut canonical };
         store::put_changeset(changeset, Some(closing), &mut batch)?;
-        log_table::insert(&store::CHANGESET, changeset.occurred_at, command, &batch)?;
+        let joins = |next: &&Changeset| next.routed_as == changeset.routed_as && batch.bytes() < CLOSING_BYTES;
+        if rest.peek().is_some_and(joins) {
+            continue;
+        }
+        log_table::insert(&store::CHANGESET, changeset.routed_as, command, &batch)?;
         batch.clear(KEEP_BYTES);
     }
     STATE.with_borrow_mut(|state| {
@@ -463,6 +490,7 @@ pub fn ended(end: End) {
         state.forget_deferred();
         state.is_deferral_over = false;
         state.position = None;
+        state.route = None;
         state.savepoints.clear();
         state.pending.clear();
         state.cached_rows.clear();
@@ -604,8 +632,8 @@ impl State {
             salt,
             checksum,
         };
-        let occurred_at = changeset.occurred_at;
-        let batch = self.pending.batch(subtransaction, occurred_at, event.command)?;
+        let routed_as = changeset.routed_as;
+        let batch = self.pending.batch(subtransaction, routed_as, event.command)?;
         store::put_event(&sealed, labels, batch)?;
 
         if let Some(table) = event.layout {

@@ -87,6 +87,19 @@ pub fn insert(definition: &'static Definition, occurred_at: i64, command: u32, b
     }
 }
 
+/// The times whose records go where those of `occurred_at` go, which stays so until the transaction ends: the partition is
+/// locked.
+pub fn lock_range(definition: &'static Definition, occurred_at: i64) -> Result<(i64, i64), Error> {
+    loop {
+        let leaf = leaf_for(definition, occurred_at)?;
+        // SAFETY: a lock by oid.
+        unsafe { pg_sys::LockRelationOid(leaf.table, pg_sys::RowExclusiveLock as i32) };
+        if leaf.is_usable() {
+            return Ok(leaf.range);
+        }
+    }
+}
+
 /// Whether a query of the relation reads the partition that holds `occurred_at`. Not so where there is none: the insert
 /// will say.
 pub fn holds(definition: &'static Definition, occurred_at: i64, relation: pg_sys::Oid) -> bool {

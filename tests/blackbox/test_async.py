@@ -525,7 +525,7 @@ def test_events_of_a_log_that_was_dropped_are_not_written_into_its_successor(ser
         until(lambda: stats(conn)["queue_depth"] == 0)
         # The worker may have been quicker than DROP EXTENSION.
         s = stats(conn)
-        assert s["queue_lost"] in (0, 5)
+        assert s["queue_lost"] <= 5
         assert [e.action for e in events(conn) if e.operation != "FAILURE"] == ["new"]
         assert s["queue_lost"] + s["queue_written"] >= 6
 
