@@ -18,7 +18,7 @@ from measure import Meter
 from workload import rotated
 
 ROWS = 20_000
-STATEMENTS, STRETCH = 2_000, 250
+STATEMENTS, STRETCH = 5_000, 250
 BARE, OURS, LOADED, PRELOADED = "bare", "audit_ext", "loaded", "preloaded"
 
 
@@ -131,7 +131,8 @@ def statement_size(lab, limits):
                 tracks = []
                 for variant, conn in rotated(list(zip(lab.variants, conns)), number):
                     warm(conn, ["source"])
-                    statement = f"INSERT INTO item SELECT k * {source} + s.id, {columns} FROM generate_series(0, $1::int - 1) AS k, source AS s WHERE s.id > $2::int AND s.id <= $3::int"
+                    statement = f"INSERT INTO item SELECT k * {source} + s.id, {columns} FROM generate_series(0, $1::int - 1) AS k, source AS s"
+                    statement += " WHERE s.id > $2::int AND s.id <= $3::int"
                     run = prepared(conn, "insert", statement)
                     firsts = itertools.count(0, size)
                     times = max(1, size // source)
@@ -155,13 +156,11 @@ def log_size(lab, limits):
             warm(conn, ["item"])
             # The events of which the filling is made; and the same dead rows without auditing.
             conn.execute("UPDATE item SET amount = amount + 1")
+            conn.execute("VACUUM item")
         held = ROWS
-        for size in [0, *(x for x in steps(1, limits.events) if x > ROWS)]:
-            if size > held:
-                fill(log, held, size)
-                held = size
-            for conn in conns:
-                conn.execute("VACUUM item")
+        for size in (x for x in steps(ROWS, limits.events) if x >= ROWS):
+            fill(log, held, size)
+            held = size
             yield size, updates(lab, conns)
 
 
@@ -173,16 +172,24 @@ def fill(conn, first, last):
     uuid = "encode(int8send(1700000000000 + {n} / 10), 'hex')"
     uuid = f"(substr({uuid}, 5) || '7' || substr(md5(({{n}} / 10)::text), 2, 19))::uuid"
     made = {
-        "event": {"occurred_at": time, "changeset_id": uuid, "seq": "{n} % 10", "salt": "gen_random_uuid()", "resource_id": "({n}::bigint * 7919 % 5000000)::text"},
+        "event": {
+            "occurred_at": time,
+            "changeset_id": uuid,
+            "seq": "{n} % 10",
+            "salt": "gen_random_uuid()",
+            "resource_id": "({n}::bigint * 7919 % 5000000)::text",
+        },
         "changeset": {"occurred_at": time, "id": uuid, "salt": "gen_random_uuid()"},
     }
     for table, every in (("event", 1), ("changeset", 10)):
-        names = [name for (name,) in conn.execute("SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum", [f"audit.{table}"])]
+        query = "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped"
+        names = [name for (name,) in conn.execute(query, [f"audit.{table}"])]
         values = [made[table].get(name, f"m.{name}").format(n="n") for name in names]
         model = "model_event AS m ON m.nth = n % 20000" if table == "event" else "model_changeset AS m ON true"
         for begin in range(first, last, 1_000_000):
             end = min(last, begin + 1_000_000)
-            conn.execute(f"INSERT INTO audit.{table} ({', '.join(names)}) SELECT {', '.join(values)} FROM generate_series({begin}, {end - 1}, {every}) AS n JOIN {model} ORDER BY n")
+            rows = f"SELECT {', '.join(values)} FROM generate_series({begin}, {end - 1}, {every}) AS n JOIN {model} ORDER BY n"
+            conn.execute(f"INSERT INTO audit.{table} ({', '.join(names)}) {rows}")
 
 
 def many_tables(count):
@@ -192,7 +199,8 @@ def many_tables(count):
         for first in range(1, count + 1, 500):
             parts = []
             for n in range(first, min(first + 500, count + 1)):
-                parts.append(f"CREATE TABLE t{n} (id int PRIMARY KEY, amount int NOT NULL, changed_at timestamptz); INSERT INTO t{n} VALUES (1, 0, now())")
+                parts.append(f"CREATE TABLE t{n} (id int PRIMARY KEY, amount int NOT NULL, changed_at timestamptz)")
+                parts.append(f"INSERT INTO t{n} VALUES (1, 0, now())")
             conn.execute("; ".join(parts))
 
     return State(f"tables_{count}", (), build)

@@ -32,7 +32,8 @@ def parts(results, machine, lines):
 
 def where(machine, results):
     rounds = sorted({len(samples) for result in results for samples in result.samples.values()})
-    return f"{machine['processors']} × {machine['processor']}, Linux {machine['kernel']}, PostgreSQL {machine['postgresql']}, {' to '.join(map(str, rounds))} rounds."
+    text = "{processors} × {processor}, Linux {kernel}, PostgreSQL {postgresql}".format(**machine)
+    return f"{text}, {' to '.join(map(str, rounds))} rounds."
 
 
 def verdicts(lines, results):
@@ -65,7 +66,8 @@ def costs(results):
 
 
 def sizes(results):
-    headings = ["bytes per event", "needed", "log: heap", "index", "TOAST", "all", "WAL", "heap + TOAST ÷ needed", "all ÷ needed", "WAL ÷ needed", "PL/pgSQL: log", "WAL"]
+    headings = ["bytes per event", "needed", "log: heap", "index", "TOAST", "all", "WAL"]
+    headings += ["heap + TOAST ÷ needed", "all ÷ needed", "WAL ÷ needed", "PL/pgSQL: log", "WAL"]
     rows = []
     for result in results:
         if ratios := report.of_needed(result):

@@ -30,5 +30,5 @@ def event(conn, rows, key="id", changed=()):
 
 def changeset(conn, variant):
     """Bytes per changeset under the variant's context."""
-    roles = conn.execute("SELECT octet_length(session_user::text) + octet_length(current_user::text) + octet_length(current_setting('application_name'))").fetchone()[0]
-    return CHANGESET + roles + sum(len(value.encode()) for value in variant.settings.values())
+    names = conn.execute("SELECT concat(session_user, current_user, current_setting('application_name'))").fetchone()[0]
+    return CHANGESET + sum(len(text.encode()) for text in (names, *variant.settings.values()))

@@ -12,7 +12,8 @@ def draw(curves, path):
 
     matplotlib.use("svg")
     # Text as text: small, and in the reader's font.
-    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "audit_ext", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False})
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "audit_ext", "font.size": 8})
+    matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
     from matplotlib import pyplot
 
     curves = [(curve, points) for curve, points in curves if len(points) > 1]

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from statistics import median
 
 import waits
-from workload import FLOOR
+from measure import Sample
+from workload import FLOOR, Result
 
 BARE, HANDMADE, OURS = "bare", "plpgsql", "audit_ext"
 LOG_PARTS = (("heap", "log_heap"), ("index", "log_index"), ("TOAST", "log_toast"))
@@ -154,6 +155,7 @@ def as_json(results, machine, requirements):
                 "variants": {
                     name: {
                         "samples": [asdict(sample) for sample in samples],
+                        "waits": waits.as_json(result.waits[name]) if name in result.waits else None,
                         "overhead_cpu_us": None if name == BARE else spread(overheads(result, name)),
                         "cheaper_than_plpgsql": None if name in (BARE, FLOOR) else gain(result, name),
                         "of_floor": None if name in (BARE, FLOOR) else of_floor(result, name),
@@ -161,7 +163,6 @@ def as_json(results, machine, requirements):
                         "of_bare_p99": times_bare(result, name, "p99_ms"),
                         "wal_bytes_per_event": wal_bytes(result, name),
                         "log_bytes_per_event": {heading: log_bytes(result, name, attribute) for heading, attribute in LOG_PARTS},
-                        "waits": waits.as_json(result.waits[name]) if name in result.waits else None,
                     }
                     for name, samples in result.samples.items()
                 },
@@ -171,3 +172,14 @@ def as_json(results, machine, requirements):
         },
         "requirements": [{"passed": passed, "text": text} for passed, text in requirements],
     }
+
+
+def from_json(figures):
+    """The results that `as_json` was made of."""
+    for name, workload in figures["workloads"].items():
+        result = Result(name, workload["title"], workload["unit"], workload["kind"], workload["events_per_unit"], workload["needed_bytes_per_event"])
+        for variant, found in workload["variants"].items():
+            result.samples[variant] = [Sample(**sample) for sample in found["samples"]]
+            if found["waits"] is not None:
+                result.waits[variant] = waits.from_json(found["waits"])
+        yield result

@@ -122,7 +122,8 @@ LARGE_TYPES = {
     # What fills a value of so many bytes, element by element, and an expression that changes it a little.
     "text": (f"string_agg({WORD} || (h >> 16 & 255), ' ')", 9.0, "document || ' (changed)'"),
     "jsonb": (
-        f"jsonb_agg(jsonb_build_object('sku', 'A-' || (h & 65535), 'name', {WORD}, 'quantity', h & 63, 'price', (h & 4095)::numeric / 100, 'gift', h & 1 = 0))",
+        f"jsonb_agg(jsonb_build_object('sku', 'A-' || (h & 65535), 'name', {WORD}, 'quantity', h & 63,"
+        " 'price', (h & 4095)::numeric / 100, 'gift', h & 1 = 0))",
         82.0,
         "jsonb_set(document, '{0,quantity}', '-1')",
     ),

@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 
 EVERY = 0.02
 PAGE_EVENTS = ("BufferContent", "BufferIO")
@@ -133,9 +133,12 @@ def text(counts):
 
 
 def as_json(counts):
-    return {
-        "active_samples": counts[ACTIVE],
-        "waits": [{"wait": str(wait), "ours": wait.ours, "share": share} for wait, share in top(counts, 100)],
-        "looks_at_pages": counts[LOOKS],
-        "pinned_by_several": [{"relation": wait.target, "ours": wait.ours, "share": share} for wait, share in pinned(counts)],
-    }
+    """The counts as they are; `share` is of the samples of active sessions, of pages of the looks at them."""
+    return [
+        {"samples": count, "share": count / (counts[LOOKS if wait.kind == PINNED else ACTIVE] or 1), **asdict(wait)}
+        for wait, count in counts.most_common()
+    ]
+
+
+def from_json(figures):
+    return Counter({Wait(*(figure[field.name] for field in fields(Wait))): figure["samples"] for figure in figures})

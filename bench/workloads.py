@@ -14,12 +14,14 @@ def all_of(cluster, size):
     filled = tables.mixed_filled(size.rows)
     # Some trails add a column of their own.
     copy = f"COPY item ({', '.join(tables.MIXED_COLUMNS)}) FROM '{tables.copy_file(cluster.scratch)}'"
+    insert, update, delete = "INSERT INTO item SELECT * FROM source", "UPDATE item SET amount = amount + 1", "DELETE FROM item"
+    wide, widely = tables.wide(size.wide_rows), "UPDATE wide SET counter = counter + 1"
     return [
-        Bulk("bulk-insert", "INSERT … SELECT, 12-column table", empty, "INSERT INTO item SELECT * FROM source", size.rows, image="source"),
+        Bulk("bulk-insert", "INSERT … SELECT, 12-column table", empty, insert, size.rows, image="source"),
         Bulk("bulk-copy", "COPY, 12-column table", empty, copy, size.rows, image="source"),
-        Bulk("bulk-update", "UPDATE of 1 of 12 columns", filled, "UPDATE item SET amount = amount + 1", size.rows, "update", changed=("amount",)),
-        Bulk("bulk-delete", "DELETE, 12-column table", filled, "DELETE FROM item", size.rows),
-        Bulk("wide-update", "UPDATE of 1 of 100 columns", tables.wide(size.wide_rows), "UPDATE wide SET counter = counter + 1", size.wide_rows, "wide", changed=("counter",), warm_up="UPDATE wide SET counter = 0 WHERE id = 1"),
+        Bulk("bulk-update", "UPDATE of 1 of 12 columns", filled, update, size.rows, "update", changed=("amount",)),
+        Bulk("bulk-delete", "DELETE, 12-column table", filled, delete, size.rows),
+        Bulk("wide-update", "UPDATE of 1 of 100 columns", wide, widely, size.wide_rows, "wide", changed=("counter",), warm_up=f"{widely} WHERE id = 1"),
         Single(size.rows, size.statements),
         *large(size.large_share),
         Pgbench(cluster, size.scale, size.seconds, size.clients),

@@ -190,8 +190,8 @@ CREATE TABLE policy (
 COMMENT ON TABLE policy IS 'What is audited, and how: a row per audited table, partitions and inheritance children included. Changed by audit.enable and audit.disable.';
 COMMENT ON COLUMN policy.target IS 'The table.';
 COMMENT ON COLUMN policy.inherited_from IS 'The partitioned or parent table whose options this one follows; NULL where audit.enable named this table.';
-COMMENT ON COLUMN policy.mode IS 'sync: the record is written by the statement itself.';
-COMMENT ON COLUMN policy.sample_rate IS 'Share of transactions recorded, 0 to 1; 1 but in mode sampled.';
+COMMENT ON COLUMN policy.mode IS 'sync: the record is written in the transaction of the change; async: by the worker, after the commit; sampled: as sync, for a share of the transactions.';
+COMMENT ON COLUMN policy.sample_rate IS 'Share of transactions that are recorded, 0 to 1; 1 but in mode sampled.';
 COMMENT ON COLUMN policy.exclude_columns IS 'Columns left out of the record.';
 COMMENT ON COLUMN policy.mask_columns IS 'Columns recorded as "***".';
 COMMENT ON COLUMN policy.soft_delete_column IS 'Column whose becoming true or non-null is recorded as a soft delete.';

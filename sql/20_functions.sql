@@ -22,12 +22,12 @@ DO $$
 DECLARE
     t text;
 BEGIN
-    FOREACH t IN ARRAY '{changeset,event,relation,ledger,entry,tile,checkpoint,cosignature,erasure}'::text[] LOOP
+    FOREACH t IN ARRAY '{changeset,event,relation,ledger,entry,tile,checkpoint,cosignature,erasure,in_transit}'::text[] LOOP
         EXECUTE format('CREATE TRIGGER append_only_row BEFORE UPDATE OR DELETE ON audit.%I
                             FOR EACH ROW EXECUTE FUNCTION audit.append_only()', t);
         EXECUTE format('ALTER TABLE audit.%I ENABLE ALWAYS TRIGGER append_only_row', t);
     END LOOP;
-    FOREACH t IN ARRAY '{changeset,changeset_default,event,event_default,relation,ledger,entry,tile,checkpoint,cosignature,erasure}'::text[] LOOP
+    FOREACH t IN ARRAY '{changeset,changeset_default,event,event_default,relation,ledger,entry,tile,checkpoint,cosignature,erasure,in_transit}'::text[] LOOP
         EXECUTE format('CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit.%I
                             FOR EACH STATEMENT EXECUTE FUNCTION audit.append_only()', t);
         EXECUTE format('ALTER TABLE audit.%I ENABLE ALWAYS TRIGGER append_only', t);
@@ -154,19 +154,21 @@ CREATE VIEW log AS
     SELECT * FROM row_events UNION ALL SELECT * FROM other_events UNION ALL SELECT * FROM pending_events;
 COMMENT ON VIEW log IS 'Events with their context: what people query. This transaction''s own events have no position yet. ORDER BY era, position NULLS LAST, command, seq reads the versions of each row in the order in which they came into being.';
 
+-- Functions that read audit.log have their text parsed when they are called: bodies bound to the view would keep a later
+-- version's upgrade script from replacing it.
 CREATE FUNCTION uncatalogued_actions(
         since timestamptz DEFAULT now() - interval '30 days',
         OUT action text, OUT events bigint, OUT first_at timestamptz, OUT last_at timestamptz)
     RETURNS SETOF record
     LANGUAGE sql STABLE PARALLEL RESTRICTED
     SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
+AS $$
     SELECT l.action, count(*), min(l.occurred_at), max(l.occurred_at)
       FROM audit.log l
      WHERE l.action IS NOT NULL AND (uncatalogued_actions.since IS NULL OR l.occurred_at >= uncatalogued_actions.since)
        AND NOT EXISTS (SELECT FROM audit.action a WHERE a.name = l.action)
-     GROUP BY 1 ORDER BY 2 DESC, 1;
-END;
+     GROUP BY 1 ORDER BY 2 DESC, 1
+$$;
 COMMENT ON FUNCTION uncatalogued_actions(timestamptz) IS 'Actions that were recorded since then, and that audit.action does not list. NULL: ever.';
 
 CREATE FUNCTION grant_functions(role regrole, names text[]) RETURNS void
@@ -186,13 +188,13 @@ CREATE FUNCTION action_rule_errors(
     RETURNS SETOF record
     LANGUAGE sql STABLE PARALLEL RESTRICTED
     SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
+AS $$
     SELECT e.rule, e.sqlstate, l.resource, count(*), min(l.occurred_at), max(l.occurred_at)
       FROM audit.log l, jsonb_to_recordset(l.details -> 'rule_errors') AS e (rule int, sqlstate text)
      WHERE (action_rule_errors.since IS NULL OR l.occurred_at >= action_rule_errors.since)
        AND l.operation IN ('INSERT', 'UPDATE', 'DELETE') AND l.details ? 'rule_errors'
-     GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3;
-END;
+     GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3
+$$;
 COMMENT ON FUNCTION action_rule_errors(timestamptz) IS 'Action rules whose condition failed since then: with which SQLSTATE, on which table, for how many events. NULL: ever.';
 
 CREATE FUNCTION grant_reader(role regrole) RETURNS void
@@ -200,8 +202,8 @@ CREATE FUNCTION grant_reader(role regrole) RETURNS void
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    EXECUTE format('GRANT SELECT ON audit.log, audit.changeset, audit.event, audit.relation, audit.ledger, audit.entry, audit.tile, audit.checkpoint, audit.cosignature, audit.erasure, audit.policy, audit.schema_policy, audit.action, audit.action_rule, audit.stats, audit.tenant_reader TO %s', role);
-    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.pending_changesets(), audit.changeset_time(uuid), audit.canonical(uuid, int), audit.canonical(uuid), audit.canonical_relation(audit.relation), audit.canonical_ledger(audit.ledger), audit.canonical_seal(text, bigint, timestamptz, xid8, xid8, text), audit.checksum_of(text), audit.verify_event(uuid, int), audit.verify(timestamptz, timestamptz, text), audit.verify_contents(timestamptz, timestamptz), audit.erased(), audit.verify_changesets(timestamptz, timestamptz), audit.verify_entries(timestamptz, timestamptz), audit.verify_tree(text), audit.prove(uuid, int), audit.prove_consistency(bigint), audit.merkle_root(bytea[]), audit.uncatalogued_actions(timestamptz), audit.note_read(text, jsonb), audit.action_rule_errors(timestamptz), audit.queue_state(), audit.bound_tenants(), audit.tenant_visible(text), audit.fenced(anyelement, text) TO %s', role);
+    EXECUTE format('GRANT SELECT ON audit.log, audit.changeset, audit.event, audit.relation, audit.ledger, audit.entry, audit.tile, audit.checkpoint, audit.cosignature, audit.erasure, audit.policy, audit.schema_policy, audit.action, audit.action_rule, audit.stats, audit.stats_tables, audit.in_transit, audit.tenant_reader TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.pending_changesets(), audit.changeset_time(uuid), audit.canonical(uuid, int), audit.canonical(uuid), audit.canonical_relation(audit.relation), audit.canonical_ledger(audit.ledger), audit.canonical_seal(text, bigint, timestamptz, xid8, xid8, text), audit.checksum_of(text), audit.verify_event(uuid, int), audit.verify(timestamptz, timestamptz, text), audit.verify_contents(timestamptz, timestamptz), audit.erased(), audit.verify_changesets(timestamptz, timestamptz), audit.verify_entries(timestamptz, timestamptz), audit.verify_tree(text), audit.prove(uuid, int), audit.prove_consistency(bigint), audit.merkle_root(bytea[]), audit.uncatalogued_actions(timestamptz), audit.note_read(text, jsonb), audit.action_rule_errors(timestamptz), audit.queue_state(), audit.table_state(), audit.failure_classes(), audit.bound_tenants(), audit.tenant_visible(text), audit.fenced(anyelement, text) TO %s', role);
     EXECUTE format('GRANT SELECT ON audit.log_changeset, audit.log_event TO %s', role);
     PERFORM audit.grant_functions(role, '{get_logs,count_logs,user_activity,tenant_activity,failed_logins,statistics,security_events,
         required,log_filter,log_place,log_cursor,log_partitions,log_windows,next_events,next_changesets,instant_among,
@@ -225,7 +227,7 @@ END
 $$;
 COMMENT ON FUNCTION grant_admin(regrole) IS 'Lets a role enable and disable auditing of any table, say what its changes mean, and edit the catalog of actions. Reading the log is another right: audit.grant_reader.';
 
-COMMENT ON FUNCTION enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean, text) IS 'Audits a table, its partitions and inheritance children, or changes how. Errors: 42809 for what cannot be audited, 42703 for unknown columns, 22023 for bad options, 0A000 for modes other than sync.';
+COMMENT ON FUNCTION enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean, text) IS 'Audits a table, its partitions and inheritance children, or changes how. Errors: 42809 for what cannot be audited, 42703 for unknown columns, 22023 for bad options, 55000 for mode async without the library preloaded.';
 COMMENT ON FUNCTION disable(regclass) IS 'Ends auditing of a table and of what follows it. Its records stay. Errors: 55000 where it is not audited or follows another table.';
 COMMENT ON FUNCTION enable_schema(regnamespace, boolean, text[], text[], text, text[], boolean, boolean, text) IS 'Audits the tables of a schema, with include_future also those to come. Returns the number of tables.';
 COMMENT ON FUNCTION disable_schema(regnamespace) IS 'Ends auditing of the tables of a schema, present and future. Returns the number of tables.';

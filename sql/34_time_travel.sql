@@ -175,7 +175,7 @@ DECLARE
 BEGIN
     IF target IS NULL THEN
         RAISE EXCEPTION 'type % is not the row type of a table', pg_typeof(row_type)
-            USING ERRCODE = 'wrong_object_type', HINT = 'Pass a null of the table''s type: audit.table_as_of(NULL::account, …).';
+            USING ERRCODE = 'wrong_object_type', HINT = 'Pass a null of the table''s type: audit.table_as_of(NULL::account, now()).';
     END IF;
     -- Parsed afresh each time: the table's columns may have changed since the session's last call.
     RETURN QUERY EXECUTE
@@ -189,4 +189,4 @@ EXCEPTION WHEN data_exception OR integrity_constraint_violation THEN
               HINT = 'audit.history and audit.row_as_of show rows as they were recorded.';
 END
 $$;
-COMMENT ON FUNCTION table_as_of(anyelement, timestamptz) IS 'The rows of a table at a time, in its present columns and types: SELECT * FROM audit.table_as_of(NULL::account, …). Errors: 42809 for what is no table''s row type; 55000 for one without records; 22023 for a time in the future; 22000 for a value that its column''s present type does not take.';
+COMMENT ON FUNCTION table_as_of(anyelement, timestamptz) IS 'The rows of a table at a time, in its present columns and types: SELECT * FROM audit.table_as_of(NULL::account, now()). Errors: 42809 for what is no table''s row type; 55000 for one without records; 22023 for a time in the future; 22000 for a value that its column''s present type does not take.';

@@ -470,7 +470,7 @@ BEGIN
     ELSIF conflicts <> '{}' THEN
         RAISE EXCEPTION 'changeset % cannot be undone', of.id
             USING ERRCODE = 'object_not_in_prerequisite_state',
-                  DETAIL = array_to_string(conflicts[1:100], E'\n') || CASE WHEN cardinality(conflicts) > 100 THEN format(E'\n… and %s more', cardinality(conflicts) - 100) ELSE '' END,
+                  DETAIL = array_to_string(conflicts[1:100], E'\n') || CASE WHEN cardinality(conflicts) > 100 THEN format(E'\n... and %s more', cardinality(conflicts) - 100) ELSE '' END,
                   HINT = 'Undo what came later first, or run some of the statements of a dry run by hand.';
     END IF;
 END

@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 
+use crate::pg::guc::define_track_timing;
 use crate::pg::session;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 
@@ -17,6 +18,8 @@ static LOG_FAILURES: GucSetting<LogFailures> = GucSetting::<LogFailures>::new(Lo
 static LOG_ROLLBACKS: GucSetting<bool> = GucSetting::<bool>::new(false);
 static LOG_LOGINS: GucSetting<LogLogins> = GucSetting::<LogLogins>::new(LogLogins::Failed);
 static QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
+static TRACK_TIMING: GucSetting<bool> = GucSetting::<bool>::new(false);
+static QUEUE_DELAY: GucSetting<i32> = GucSetting::<i32>::new(10);
 static ISOLATED_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5000);
 static MAINTENANCE_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(3600);
 
@@ -154,6 +157,19 @@ pub fn init() {
         if session::is_preloading() { GucContext::Postmaster } else { GucContext::Sighup },
         GucFlags::UNIT_KB,
     );
+    // Off: two looks at the clock for each row change.
+    define_track_timing(&TRACK_TIMING);
+    // Time for many transactions of a busy server, and none for a reader who wants to see them.
+    GucRegistry::define_int_guc(
+        c"audit.queue_delay",
+        c"How long the audit worker waits for more records of async tables before it writes them together.",
+        c"0 writes at once. What somebody waits for, such as an isolated event, is written at once in any case.",
+        &QUEUE_DELAY,
+        0,
+        60_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
     // Ten times what a slow disk needs for a commit.
     GucRegistry::define_int_guc(
         c"audit.isolated_timeout",
@@ -211,6 +227,14 @@ pub fn log_rollbacks() -> bool {
 
 pub fn queue_bytes() -> usize {
     usize::try_from(QUEUE_SIZE.get()).unwrap_or(0) * 1024
+}
+
+pub fn track_timing() -> bool {
+    TRACK_TIMING.get()
+}
+
+pub fn queue_delay_ms() -> i64 {
+    i64::from(QUEUE_DELAY.get())
 }
 
 pub fn isolated_timeout_ms() -> i64 {

@@ -13,6 +13,7 @@ mod capture;
 mod context;
 mod datetime;
 mod ddl;
+mod deferred;
 mod error;
 mod facts;
 mod failures;
@@ -22,10 +23,12 @@ mod layouts;
 mod ledger;
 mod logins;
 mod maintenance;
+mod modes;
 mod pending;
 mod pg;
 mod policies;
 mod queue;
+mod random;
 mod store;
 mod suspension;
 mod tenants;
@@ -68,7 +71,13 @@ pgrx::extension_sql_file!(
 pgrx::extension_sql_file!(
     "../sql/40_queue.sql",
     name = "queue",
-    requires = ["tables", api::queue_state, api::stats_reset]
+    requires = [
+        "tables",
+        api::stats::queue_state,
+        api::stats::stats_reset,
+        api::stats::table_state,
+        api::stats::failure_classes
+    ]
 );
 pgrx::extension_sql_file!("../sql/60_ledger.sql", name = "ledger", requires = ["tables"]);
 pgrx::extension_sql_file!(

@@ -102,7 +102,7 @@ pub(super) unsafe fn insert_entries(
     table: pg_sys::Relation,
     slots: &[*mut pg_sys::TupleTableSlot],
 ) -> Option<pg_sys::Oid> {
-    let mut key = Key::new();
+    let mut key = None;
     for index in indexes {
         let Some(columns) = &index.columns else { continue };
         // SAFETY: as above; the index is locked, then opened and closed.
@@ -125,8 +125,9 @@ pub(super) unsafe fn insert_entries(
                     index.begin();
                     begun = true;
                 }
-                columns.read(slot, &mut key);
-                index.insert(relation, table, slot, &mut key);
+                let key = key.get_or_insert_with(Key::new);
+                columns.read(slot, key);
+                index.insert(relation, table, slot, key);
             }
             if begun {
                 index.end(relation);

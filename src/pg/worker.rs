@@ -150,6 +150,8 @@ fn begin(job: Option<(Job, pg_sys::Oid)>) {
                 // and what it writes is to be durable when it says so.
                 for (name, value) in [
                     (c"lock_timeout", c"5s"),
+                    // In a deadlock it is the worker who gives way, and tries again.
+                    (c"deadlock_timeout", c"100ms"),
                     (c"synchronous_commit", c"on"),
                     (c"default_transaction_read_only", c"off"),
                     (c"default_transaction_isolation", c"read committed"),

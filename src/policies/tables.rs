@@ -8,6 +8,7 @@ use pgrx::spi::SpiClient;
 
 use super::{NewRule, Options};
 use crate::error::Error;
+use crate::modes::Mode;
 use crate::pg::env::{self, Env};
 use crate::pg::relation::{self, Relation, with_descendants};
 
@@ -145,6 +146,7 @@ pub(super) fn schema_options(relation: Relation) -> Result<Option<Options>, Erro
         &[name.as_str().into(), String::from_utf8_lossy(&relation.name()).into_owned().into()],
         |row| {
             Ok(Some(Options {
+                mode: Mode::Sync,
                 exclude_columns: row.get::<Vec<String>>(1)?.unwrap_or_default(),
                 mask_columns: row.get::<Vec<String>>(2)?.unwrap_or_default(),
                 soft_delete_column: row.get(3)?,
@@ -190,9 +192,10 @@ pub(super) fn write_policy(target: Oid, inherited_from: Option<Oid>, options: &O
     run(
         &format!(
             "INSERT INTO audit.policy (target, inherited_from, exclude_columns, mask_columns, soft_delete_column,
-            require_context, skip_unchanged, tenant_column)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+            require_context, skip_unchanged, tenant_column, mode, sample_rate)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
          ON CONFLICT (target) DO UPDATE SET inherited_from = excluded.inherited_from,
+            mode = excluded.mode, sample_rate = excluded.sample_rate,
             {REPLACE_OPTIONS}"
         ),
         &[
@@ -204,6 +207,8 @@ pub(super) fn write_policy(target: Oid, inherited_from: Option<Oid>, options: &O
             options.require_context.clone().into(),
             options.skip_unchanged.into(),
             options.tenant_column.clone().into(),
+            options.mode.name().into(),
+            options.mode.sample_rate().into(),
         ],
     )
 }
@@ -221,10 +226,12 @@ pub(super) fn copy_policy(table: Oid, source: Oid) -> Result<(), Error> {
     run(
         &format!(
             "INSERT INTO audit.policy (target, inherited_from, exclude_columns, mask_columns, soft_delete_column,
-            require_context, skip_unchanged, tenant_column)
-         SELECT $1, $2, exclude_columns, mask_columns, soft_delete_column, require_context, skip_unchanged, tenant_column
+            require_context, skip_unchanged, tenant_column, mode, sample_rate)
+         SELECT $1, $2, exclude_columns, mask_columns, soft_delete_column, require_context, skip_unchanged, tenant_column,
+            mode, sample_rate
          FROM audit.policy WHERE target = $2
          ON CONFLICT (target) DO UPDATE SET inherited_from = excluded.inherited_from,
+            mode = excluded.mode, sample_rate = excluded.sample_rate,
             {REPLACE_OPTIONS}"
         ),
         &[oid(table), oid(source)],

@@ -336,3 +336,23 @@ def test_reads_are_recorded_if_asked_for(conn, db, role):
 def test_reads_are_not_for_everybody_to_record(user):
     with sqlstate("42501"):
         user.execute("SELECT audit.note_read('get_logs', NULL)")
+
+
+def test_on_a_standby(new_cluster):
+    """Where nothing can be written an event is refused, and so is a read that is to be recorded."""
+    cluster = new_cluster()
+    with cluster.connect() as conn:
+        conn.execute("CREATE EXTENSION audit_ext; SELECT audit.log_event('before')")
+    cluster.stop()
+    (cluster.data_dir / "standby.signal").touch()
+    cluster.start()
+    with cluster.connect() as conn:
+        assert conn.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)
+        for call in ("log_event('x')", "log_login('ann')"):
+            with sqlstate("25006") as caught:
+                conn.execute(f"SELECT audit.{call}")
+            assert caught.error.diag.message_hint
+        conn.execute("SELECT audit.note_read('get_logs', NULL)")
+        with sqlstate("25006"):
+            conn.execute("SET audit.log_reads = on; SELECT audit.note_read('get_logs', NULL)")
+        assert conn.execute("SELECT action FROM audit.log").fetchall() == [("before",)]

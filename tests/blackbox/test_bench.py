@@ -12,9 +12,10 @@ import pytest
 from cluster import ROOT
 
 BENCH = ROOT / "bench"
-sys.path.append(str(BENCH))
+sys.path.insert(0, str(BENCH))
 
 import growth  # noqa: E402
+import markdown  # noqa: E402
 import report  # noqa: E402
 import requirements  # noqa: E402
 import variants  # noqa: E402
@@ -90,6 +91,22 @@ def pgbench_result(**own):
 )
 def test_verdicts_of_throughput(own, verdicts):
     assert [passed for passed, _ in requirements.throughput(pgbench_result(**own))] == verdicts
+
+
+def test_figures_can_be_reported_again():
+    both = [result(bare=[1, 2], audit_ext=[3, 4]), pgbench_result(waits={waits.Wait("Lock", "extend", "audit.event_default", True): 1, waits.LOOKS: 2})]
+    figures = json.loads(json.dumps(report.as_json(both, {}, [])))
+    assert list(report.from_json(figures)) == both
+
+
+def test_tables_go_to_their_places_in_the_page(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- cost -->\nold\n<!-- /cost -->\nafter\n")
+    for text in ("new \\1", "newer"):
+        markdown.write(page, {"cost": text})
+        assert page.read_text() == f"before\n<!-- cost -->\n\n{text}\n\n<!-- /cost -->\nafter\n"
+    with pytest.raises(ValueError):
+        markdown.write(page, {"waits": "none"})
 
 
 def test_steps_of_a_curve():

@@ -85,7 +85,7 @@ RELEASE = """
         SELECT array_agg(o.type || ' ' || o.identity) INTO members
           FROM pg_depend d, pg_identify_object(d.classid, d.objid, 0) o
          WHERE d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'audit_ext') AND d.deptype = 'e'
-           AND (o.type IN ('table', 'view', 'sequence')
+           AND (o.type IN ('table', 'view', 'sequence', 'operator', 'operator class', 'operator family')
                 OR o.type = 'function' AND (SELECT l.lanname <> 'c' OR p.proname = 'pending_changesets'
                                               FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang WHERE p.oid = d.objid));
         FOREACH member IN ARRAY members LOOP
