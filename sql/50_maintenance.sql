@@ -14,7 +14,7 @@ BEGIN ATOMIC
         ('changeset', 'tenant',  '(tenant_id, occurred_at) WHERE tenant_id IS NOT NULL'),
         ('changeset', 'request', '(request_id, occurred_at) WHERE request_id IS NOT NULL'),
         ('changeset', 'address', '(ip_address, occurred_at) WHERE ip_address IS NOT NULL'),
-        ('event', 'changeset',   '(changeset_id, seq)'),
+        ('event', 'time',        '(occurred_at, changeset_id, seq)'),
         ('event', 'row',         '(resource_id, occurred_at, relation_id) WHERE resource_id IS NOT NULL'),
         ('event', 'table',       '(relation_id, occurred_at) WHERE relation_id IS NOT NULL'),
         ('event', 'action',      '(action text_pattern_ops, occurred_at) WHERE action IS NOT NULL'),
