@@ -180,7 +180,8 @@ impl Start {
 pub fn write(message: &[u8]) -> Result<Written, Error> {
     let mut message = Reader::new(message);
     let start = Start::read(&mut message)?;
-    if start.table != in_transit::table()? {
+    // Locked first: from here on nobody can put another log into its place.
+    if !in_transit::lock(start.table) || start.table != in_transit::table()? {
         // The log that they were for is gone.
         return Ok(Written { is_lost: true, ..Written::at(start.made_at) });
     }

@@ -42,6 +42,11 @@ pub fn table() -> Result<pg_sys::Oid, Error> {
     catalog::own_table(&IN_TRANSIT)
 }
 
+/// Locks a table against being dropped until the transaction ends; false where it was.
+pub fn lock(table: pg_sys::Oid) -> bool {
+    Opened::with_lock(table, pg_sys::RowExclusiveLock).is_some()
+}
+
 pub fn insert(incarnation: i64, number: u64, row: &Row) -> Result<Place, Error> {
     let place = heap::insert(
         &IN_TRANSIT,
