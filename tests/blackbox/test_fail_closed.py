@@ -278,7 +278,7 @@ def test_log_with_additions_is_written_rightly_or_not_at_all(conn, db, witness, 
     "damage",
     [
         "DELETE FROM audit.policy",
-        "ALTER EXTENSION audit_ext DROP TABLE audit.policy; DROP TABLE audit.policy CASCADE",
+        RELEASE + "DROP TABLE audit.policy CASCADE",
         RELEASE + "DROP TABLE audit.relation",
     ],
 )
