@@ -16,7 +16,9 @@ COMMENT ON COLUMN in_transit.tables IS 'Tables that they are about: at least tho
 REVOKE ALL ON in_transit FROM PUBLIC;
 
 CREATE VIEW stats AS
-    SELECT s.*, (SELECT jsonb_object_agg(class, failures) FROM failure_classes()) AS failures_by_class FROM queue_state() s;
+    SELECT s.*, f.failures_by_class
+      FROM queue_state() s
+     CROSS JOIN (SELECT jsonb_object_agg(class, failures) AS failures_by_class FROM failure_classes()) f;
 COMMENT ON VIEW stats IS 'One row: the audit queue and worker of this database, since stats_reset or the server''s start. Without shared_preload_libraries is_preloaded is false and the numbers are NULL.';
 COMMENT ON COLUMN stats.is_preloaded IS 'Whether shared_preload_libraries loads audit_ext: without it there is no queue and no worker.';
 COMMENT ON COLUMN stats.worker_running IS 'Whether a worker is connected to this database. It leaves when there is nothing to do, and comes back by itself.';
