@@ -75,6 +75,8 @@ unsafe fn stats(index: pg_sys::Relation) -> Stats {
     let mut stats = Stats { pages_per_range: 0, map_pages: 0 };
     // SAFETY: the caller has the index open, and calls this inside `guarded`.
     unsafe { unguarded::brinGetStats(index, &mut stats) };
+    // PostgreSQL gives the number of the last page less one, and so 0 where there is one page.
+    stats.map_pages = stats.map_pages.wrapping_add(1);
     stats
 }
 
