@@ -35,6 +35,20 @@ BEGIN
 END
 $$;
 
+-- A dump names tables and roles by name, but schemas by oid (pg_upgrade refuses columns of type regnamespace).
+CREATE FUNCTION find_schema() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    NEW.schema_id := coalesce((SELECT oid FROM pg_namespace WHERE nspname = NEW.schema_name), 0);
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION find_schema() IS 'Fills in audit.schema_policy.schema_id, also of rows that a restore brings.';
+CREATE TRIGGER find_schema BEFORE INSERT ON schema_policy FOR EACH ROW EXECUTE FUNCTION find_schema();
+ALTER TABLE schema_policy ENABLE ALWAYS TRIGGER find_schema;
+
 CREATE FUNCTION pending_changesets() RETURNS SETOF changeset
     LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 1 AS 'MODULE_PATHNAME', 'audit_pending_changesets';
 COMMENT ON FUNCTION pending_changesets() IS 'This transaction''s own changesets, before they are written: without position, salt and checksum.';
