@@ -2,7 +2,7 @@
 # sudo). What is made goes to build/, or to a folder in /var/tmp where build/ would be closed to the
 # unprivileged user who runs the servers: `scripts/build-dir` tells.
 
-.PHONY: help demo test test-long install lint bench coverage clean
+.PHONY: help demo test test-long install lint bench profile coverage clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -33,6 +33,9 @@ bench: ## compare with the bare table and with a PL/pgSQL trigger
 	@scripts/pg-versions 15
 	@scripts/build 15
 	@bench/bench
+
+profile: ## record anew what scripts/package has the compiler optimise for (all versions; half an hour)
+	@scripts/profile $(PG)
 
 coverage: ## lines of Rust that the tests on PostgreSQL 15 reach
 	@scripts/setup

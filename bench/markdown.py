@@ -19,7 +19,8 @@ def write(path, parts):
 
 def parts(results, machine, lines):
     """Name to text: of the workloads measured in processor time, and of pgbench, which are best run apart."""
-    rows = [result for result in results if result.kind != "pgbench"]
+    rows = [result for result in results if result.kind not in report.THROUGHPUT]
+    modes = [result for result in results if result.kind == "modes"]
     threads = [result for result in results if result.kind == "pgbench"]
     found = {}
     if rows:
@@ -27,6 +28,8 @@ def parts(results, machine, lines):
     if threads:
         found["throughput"] = "\n\n".join((where(machine, threads), throughput(threads), verdicts(lines, threads)))
         found["waits"] = all_waits(threads)
+    if modes:
+        found["modes"] = "\n\n".join((where(machine, modes), all_modes(modes), verdicts(lines, modes)))
     return found
 
 
@@ -90,6 +93,18 @@ def throughput(results):
         cells += [number(first(of_bare(name, "cpu_us"))) for name in (OURS, HANDMADE)] + [number(result.needed, 0)]
         cells += [number(of(result, name), 0) for name in (OURS, HANDMADE) for of in (report.log_bytes, report.wal_bytes)]
         rows.append(cells)
+    return table(headings, rows)
+
+
+def all_modes(results):
+    headings = ["workload", "mode", "tps", "tps ÷ bare (min–max)", "latency ms", "p99 ms", "CPU µs per transaction, worker included"]
+    rows = []
+    for result in results:
+        for name in (name for name in report.variants_of(result) if name in (BARE, OURS, "async")):
+            mode = {BARE: "not audited", OURS: "sync"}.get(name, name)
+            cells = [result.name, mode, number(middle(result, name, "tps"), 0), ranged(report.times_bare(result, name, "tps"))]
+            cells += [number(middle(result, name, attribute), digits) for attribute, digits in (("latency_ms", 3), ("p99_ms", 3), ("cpu_us", 0))]
+            rows.append(cells)
     return table(headings, rows)
 
 

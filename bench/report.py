@@ -12,6 +12,8 @@ from measure import Sample
 from workload import FLOOR, Result
 
 BARE, HANDMADE, OURS = "bare", "plpgsql", "audit_ext"
+THROUGHPUT = ("pgbench", "modes")
+"""Kinds of workloads whose samples are runs of many transactions."""
 LOG_PARTS = (("heap", "log_heap"), ("index", "log_index"), ("TOAST", "log_toast"))
 
 
@@ -132,7 +134,7 @@ def table(result):
     rounds = max(len(samples) for samples in result.samples.values())
     lines = [f"{result.name}: {result.title}; per {result.unit}, {rounds} round{'s' if rounds > 1 else ''}"]
     names = variants_of(result)
-    lines += grid([(throughput_cells if result.kind == "pgbench" else cost_cells)(result, name) for name in names])
+    lines += grid([(throughput_cells if result.kind in THROUGHPUT else cost_cells)(result, name) for name in names])
     lines += grid([byte_cells(result, name) for name in names if name != BARE]) if len(names) > 1 else []
     for name in names:
         if name in result.waits:

@@ -43,8 +43,8 @@ def lines_of(results):
     """(passed, text) of each requirement that the results speak of."""
     lines = []
     for result in results:
-        lines += throughput(result) if result.kind == "pgbench" else cost(result)
-    return lines + [line for result in results for line in size(result)]
+        lines += {"pgbench": throughput, "modes": faster}.get(result.kind, cost)(result)
+    return lines + [line for result in results if result.kind != "modes" for line in size(result)]
 
 
 def cost(result):
@@ -71,6 +71,13 @@ def throughput(result):
     if more > PAGE_WAITS:
         own += [f"pages of {wait.target}" for wait, _ in waits.pinned(found) if wait.ours]
     yield not own, f"{result.name}: among the ten waits seen most, on relations of the log: {', '.join(own) or 'none'}"
+
+
+def faster(result):
+    """What mode async is for."""
+    own, sync = ([sample.tps for sample in result.samples.get(name, ())] for name in ("async", OURS))
+    if ratio := report.first(report.spread(report.quotients(own, sync))):
+        yield at_least(result.name, ratio, 1, "times the throughput of mode sync in mode async")
 
 
 def size(result):

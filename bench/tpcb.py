@@ -80,6 +80,7 @@ class Pgbench:
                 shutil.rmtree(directory)
                 sampler.stop()
             self._await_exit(lab, name)
+            self._settle(lab, variant, name, conn)
             transactions = len(latencies)
             cpu, wal = measure.reaped_seconds(cluster.pid) - cpu, measure.wal_records(lab.admin, wal, measure.wal_position(lab.admin))
             check_events(variant, conn, 0, transactions * self.EVENTS)
@@ -99,6 +100,9 @@ class Pgbench:
             latency_ms=sum(latencies) / transactions / 1000,
             p99_ms=latencies[min(transactions - 1, transactions * 99 // 100)] / 1000,
         )
+
+    def _settle(self, lab, variant, name, conn):
+        """What is recorded with the transaction is there."""
 
     @staticmethod
     def _await_exit(lab, name):

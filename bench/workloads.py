@@ -2,6 +2,7 @@
 
 import tables
 from bulk import Bulk
+from modes import Modes
 from single import Single
 from tpcb import Pgbench
 
@@ -25,6 +26,7 @@ def all_of(cluster, size):
         Single(size.rows, size.statements),
         *large(size.large_share),
         Pgbench(cluster, size.scale, size.seconds, size.clients),
+        Modes(cluster, size.scale, size.seconds, size.clients),
     ]
 
 

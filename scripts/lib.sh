@@ -39,6 +39,22 @@ export RUSTFLAGS=${RUSTFLAGS--C link-arg=-Wl,--no-gc-sections}
 export PATH=$BUILD/tools/bin:$PATH
 export CARGO_TERM_COLOR=never LC_ALL=C.UTF-8
 
+# rustflags VERSION: the flags that the extension is compiled with: with the profile of scripts/profile, where there is one for
+# this compiler (another one's names do not match). AUDIT_PROFILE=none leaves it out.
+rustflags() {
+  local profile=$ROOT/profiles/$1.profdata
+  case ${AUDIT_PROFILE-use} in
+    use)
+      if [ -e "$profile" ] && [ "$(rustc --version)" = "$(cat "$ROOT/profiles/rustc")" ] && [[ $ROOT != *[[:space:]]* ]]; then
+        echo "$RUSTFLAGS -C profile-use=$profile -C llvm-args=-no-pgo-warn-mismatch"
+        return
+      fi
+      ;;
+    record) echo "$RUSTFLAGS -C profile-generate" && return ;;
+  esac
+  echo "$RUSTFLAGS"
+}
+
 say() { printf '== %s\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
@@ -54,6 +70,25 @@ quietly() {
     echo "error: $* failed with status $status; all of its output: $log" >&2
   fi
   return "$status"
+}
+
+# llvm_tools: a folder with the tools of the LLVM that rustc has in it: rustup's, if installed, else Debian unstable's, unpacked
+# as in scripts/pg-versions.
+llvm_tools() {
+  local major folder
+  folder=$(dirname -- "$(rustc --print target-libdir)")/bin
+  if [ ! -x "$folder/llvm-profdata" ]; then
+    major=$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
+    folder=$BUILD/llvm-$major/usr/lib/llvm-$major/bin
+    if [ ! -e "$BUILD/llvm-$major/.made" ]; then
+      say "getting LLVM $major" >&2
+      AUDIT_PATCH=usr/lib/llvm-$major/bin quietly llvm \
+        "$ROOT/scripts/unpack-debs" sid "$BUILD/llvm-$major" "llvm-$major" libc-bin
+      touch "$BUILD/llvm-$major/.made"
+    fi
+  fi
+  "$folder/llvm-profdata" --version >/dev/null
+  echo "$folder"
 }
 
 # retry COMMAND...: for what talks to a network.

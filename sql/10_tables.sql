@@ -66,16 +66,16 @@ COMMENT ON COLUMN relation.relid IS 'The table''s oid when the row was written; 
 COMMENT ON COLUMN relation.resource IS 'Qualified, quoted name: what audit.log shows as resource.';
 COMMENT ON COLUMN relation.root_schema IS 'Of a partition: the schema of the partitioned table at the top.';
 COMMENT ON COLUMN relation.root_table IS 'Of a partition: the name of the partitioned table at the top.';
-COMMENT ON COLUMN relation.columns IS 'Array of {"attnum", "name", "type"} in attnum order, dropped columns left out.';
+COMMENT ON COLUMN relation.columns IS 'Array of {"attnum", "name", "type"} in attnum order, dropped columns left out. With "missing": the value that rows written before the column was added have in it.';
 COMMENT ON COLUMN relation.key_columns IS 'Columns of the primary key, else of the replica identity index, in key order; NULL without either.';
 
 CREATE TABLE local_layout (
     relid       oid NOT NULL,
-    relation_id int NOT NULL
+    relation_id int PRIMARY KEY
 );
 CREATE INDEX local_layout_relid_idx ON local_layout (relid);
 COMMENT ON TABLE local_layout IS 'Layouts that were written in this database, and so name tables by oids that are valid here. A dump leaves it out: whatever finds layouts by oid finds none of those that a restore brought.';
-COMMENT ON COLUMN local_layout.relid IS 'The table''s oid.';
+COMMENT ON COLUMN local_layout.relid IS 'The table''s oid; 0 when it is gone.';
 COMMENT ON COLUMN local_layout.relation_id IS 'The layout: audit.relation.';
 
 CREATE TABLE changeset (
@@ -198,8 +198,8 @@ CREATE TABLE policy (
 COMMENT ON TABLE policy IS 'What is audited, and how: a row per audited table, partitions and inheritance children included. Changed by audit.enable and audit.disable.';
 COMMENT ON COLUMN policy.target IS 'The table.';
 COMMENT ON COLUMN policy.inherited_from IS 'The partitioned or parent table whose options this one follows; NULL where audit.enable named this table.';
-COMMENT ON COLUMN policy.mode IS 'sync: the record is written by the statement itself.';
-COMMENT ON COLUMN policy.sample_rate IS 'Share of transactions recorded, 0 to 1; 1 but in mode sampled.';
+COMMENT ON COLUMN policy.mode IS 'sync: the record is written in the transaction of the change; async: by the worker, after the commit; sampled: as sync, for a share of the transactions.';
+COMMENT ON COLUMN policy.sample_rate IS 'Share of transactions that are recorded, 0 to 1; 1 but in mode sampled.';
 COMMENT ON COLUMN policy.exclude_columns IS 'Columns left out of the record.';
 COMMENT ON COLUMN policy.mask_columns IS 'Columns recorded as "***".';
 COMMENT ON COLUMN policy.soft_delete_column IS 'Column whose becoming true or non-null is recorded as a soft delete.';

@@ -338,6 +338,8 @@ DECLARE
     reached audit.log_place := place;
     remaining int := page_size;
     found_rows int;
+    first_time timestamptz;
+    last_time timestamptz;
 BEGIN
     IF page_size IS NULL OR page_size NOT BETWEEN 1 AND 10000 THEN
         RAISE EXCEPTION 'page_size must be between 1 and 10000'
@@ -380,14 +382,16 @@ BEGIN
                                  ELSE greatest(w.bottom, w.opened - w.width) END;
             END LOOP;
             EXIT WHEN batch.changesets IS NULL;
+            -- A window can be of many partitions, a page is of few.
+            SELECT min(t.at), max(t.at) INTO first_time, last_time FROM unnest(batch.times) AS t (at);
             RETURN QUERY
             SELECT l.*, audit.log_cursor(l.occurred_at, l.changeset_id, l.seq)
               FROM audit.log l
              WHERE l.changeset_id = ANY (batch.changesets)
-               AND l.occurred_at >= w.opened AND l.occurred_at < w.closed
-               AND l.event_at >= w.opened AND l.event_at < w.closed
+               AND l.occurred_at >= first_time AND l.occurred_at <= last_time
+               AND l.event_at >= first_time AND l.event_at <= last_time
                AND l.occurred_at = ANY (batch.times) AND l.occurred_at OPERATOR(audit.<@) batch.times
-               AND l.event_at OPERATOR(audit.<@) batch.times
+               AND l.event_at = ANY (batch.times) AND l.event_at OPERATOR(audit.<@) batch.times
                AND (l.occurred_at, l.changeset_id, l.seq) < (place.occurred_at, place.changeset_id, place.seq)
                AND (l.occurred_at, l.changeset_id, l.seq) >= ((batch.lowest).occurred_at, (batch.lowest).changeset_id, (batch.lowest).seq)
                AND l.seq BETWEEN batch.first_seq AND batch.last_seq

@@ -23,7 +23,7 @@ const SECOND: i64 = 1_000_000;
 const QUIET: i64 = 2 * SECOND;
 /// One that does not end is recorded as often as this.
 const LONGEST: i64 = 60 * SECOND;
-const CHANNEL: &std::ffi::CStr = c"audit_alert";
+pub const CHANNEL: &std::ffi::CStr = c"audit_alert";
 const ACTION: &[u8] = b"audit.write_failed";
 
 /// An error that this session is about to raise.
@@ -31,9 +31,7 @@ pub fn note(error: &Error) {
     if !error.is_failure_of_auditing() || !session::has_client() {
         return;
     }
-    let Some(queue) = shmem::queue() else { return };
-    let oid = session::database();
-    if let Some(database) = queue.databases().find(|database| database.oid() == oid) {
+    if let Some((queue, database)) = shmem::own_database() {
         database.count(Counter::Errors, 1);
         database.raise_alert(error.sqlstate() as i32, error.to_string().as_bytes(), session::clock());
         queue.wake_launcher();
@@ -92,13 +90,7 @@ fn record(alert: &Alert) -> Result<(), Error> {
         kind: Kind::Events,
         origin: Origin::Isolated,
         occurred_at: session::clock(),
-        author: Author {
-            backend_pid: session::backend_pid(),
-            client: None,
-            session_role: None,
-            effective_role: None,
-            position: None,
-        },
+        author: Author::of_worker(),
         roles: Roles { session: Oid::INVALID, effective: Oid::INVALID },
         context: Default::default(),
         application_name: Vec::new(),

@@ -6,15 +6,16 @@ use pgrx::prelude::*;
 
 use crate::context::Key;
 use crate::error::Error;
+use crate::modes::Mode;
 use crate::pg::args::{InetArray, InetText, JsonbText, RegClass, RegNamespace, Text};
 use crate::pg::guc::CONTEXT_SETTINGS;
-use crate::pg::shmem::{self, Counter};
-use crate::pg::{report, session};
+use crate::pg::report;
 use crate::policies::{self, Options};
 
 mod action_rules;
 mod application;
 mod partitions;
+mod stats;
 
 fn names(argument: &'static str, names: Option<Vec<Option<String>>>) -> Vec<String> {
     names.unwrap_or_default().into_iter().map(|name| required(argument, name)).collect()
@@ -39,8 +40,8 @@ fn enable(
     tenant_column: default!(Option<String>, "NULL"),
 ) {
     let target = required("target", target);
-    report::ok(policies::check_mode(mode.as_deref().unwrap_or("sync"), sample_rate.unwrap_or(1.0)));
     let options = Options {
+        mode: report::ok(Mode::of_arguments(mode.as_deref().unwrap_or("sync"), sample_rate.unwrap_or(1.0))),
         exclude_columns: names("exclude_columns", exclude_columns),
         mask_columns: names("mask_columns", mask_columns),
         soft_delete_column,
@@ -72,6 +73,7 @@ fn enable_schema(
 ) -> i32 {
     let schema = required("schema", schema);
     let options = Options {
+        mode: Mode::Sync,
         exclude_columns: names("exclude_columns", exclude_columns),
         mask_columns: names("mask_columns", mask_columns),
         soft_delete_column,
@@ -156,71 +158,4 @@ fn merkle_root(leaves: Array<&[u8]>) -> Vec<u8> {
         })
         .collect();
     report::ok(merkle::root(report::ok(leaves).into_iter()).map_err(Error::from)).to_vec()
-}
-
-/// The columns of audit.stats, in one row.
-#[pg_extern(volatile, parallel_restricted)]
-#[allow(clippy::type_complexity)]
-fn queue_state() -> TableIterator<
-    'static,
-    (
-        name!(is_preloaded, bool),
-        name!(worker_running, bool),
-        name!(worker_restarts, Option<i64>),
-        name!(queue_bytes, Option<i64>),
-        name!(queue_used_bytes, Option<i64>),
-        name!(queue_used_high_water, Option<i64>),
-        name!(queue_depth, Option<i64>),
-        name!(queue_high_water, Option<i64>),
-        name!(queue_queued, Option<i64>),
-        name!(queue_written, Option<i64>),
-        name!(queue_lost, Option<i64>),
-        name!(queue_lag, Option<Interval>),
-        name!(events_written, Option<i64>),
-        name!(failures_recorded, Option<i64>),
-        name!(failures_lost, Option<i64>),
-        name!(logins_folded, Option<i64>),
-        name!(logins_lost, Option<i64>),
-        name!(isolated_lost, Option<i64>),
-        name!(isolated_late, Option<i64>),
-        name!(audit_errors, Option<i64>),
-        name!(stats_reset, Option<TimestampWithTimeZone>),
-    ),
-> {
-    let queue = shmem::queue();
-    let database = queue.and_then(|queue| queue.database(session::database()));
-    let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-    let number = |counter| database.map(|database| signed(database.get(counter)));
-    let used = queue.map(|queue| queue.used());
-    let depth = database.map(shmem::Database::depth);
-    TableIterator::once((
-        queue.is_some(),
-        database.is_some_and(shmem::Database::has_worker),
-        number(Counter::Restarts),
-        queue.map(|queue| queue.bytes() as i64),
-        used.map(|(now, _)| now as i64),
-        used.map(|(_, most)| most as i64),
-        depth.map(|(now, _)| i64::from(now)),
-        depth.map(|(_, most)| i64::from(most)),
-        number(Counter::Messages),
-        number(Counter::Written),
-        number(Counter::Lost),
-        number(Counter::Lag).map(Interval::from_micros),
-        number(Counter::Events),
-        number(Counter::Failures),
-        number(Counter::FailuresLost),
-        number(Counter::LoginsFolded),
-        number(Counter::LoginsLost),
-        number(Counter::IsolatedLost),
-        number(Counter::IsolatedLate),
-        number(Counter::Errors),
-        database.map(shmem::Database::reset_at).filter(|&at| at != 0).and_then(|at| at.try_into().ok()),
-    ))
-}
-
-#[pg_extern(volatile, parallel_unsafe)]
-fn stats_reset() {
-    if let Some(database) = shmem::queue().and_then(|queue| queue.database(session::database())) {
-        database.reset(session::clock());
-    }
 }

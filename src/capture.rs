@@ -21,6 +21,7 @@ use crate::transaction::{self, Event, Image};
 use crate::{action_rules, gucs, suspension, tenants};
 
 const MASK: &[u8] = b"***";
+const SAMPLE_RATE: &[u8] = b"sample_rate";
 /// Memory kept between rows.
 const KEEP_BYTES: usize = 256 * 1024;
 
@@ -68,8 +69,34 @@ pub struct Change<'a> {
     pub old: Option<Row<'a>>,
 }
 
+/// What becomes of a change of an audited table. [`Direct`] costs nothing; `modes.rs` has the other.
+pub trait Route {
+    /// Whether the change is recorded.
+    fn takes(layout: &Layout) -> Result<bool, Error>;
+    /// The share of transactions of which this is one, if not all are recorded.
+    fn sample_rate(layout: &Layout) -> Option<f64>;
+    fn record(layout: &Layout, event: &Event) -> Result<(), Error>;
+}
+
+/// Recorded, in the transaction.
+pub struct Direct;
+
+impl Route for Direct {
+    fn takes(_: &Layout) -> Result<bool, Error> {
+        Ok(true)
+    }
+
+    fn sample_rate(_: &Layout) -> Option<f64> {
+        None
+    }
+
+    fn record(_: &Layout, event: &Event) -> Result<(), Error> {
+        transaction::record(event)
+    }
+}
+
 /// Records a row's change.
-pub fn row(layout: &Layout, change: &Change) -> Result<(), Error> {
+pub fn row<R: Route>(layout: &Layout, change: &Change) -> Result<(), Error> {
     let mut scratch = Scratch::take();
     let present = begin(layout, change, &mut scratch)?;
     let missing = layout.policy.required.missing_from(present);
@@ -77,13 +104,17 @@ pub fn row(layout: &Layout, change: &Change) -> Result<(), Error> {
         return Err(Error::MissingContext { table: layout.resource_text(), keys: missing.names() });
     }
     suspension::record()?;
+    if !R::takes(layout)? {
+        scratch.give_back();
+        return Ok(());
+    }
     let recorded = if layout.virtual_columns.is_empty() {
-        write(layout, change, &mut scratch)
+        write::<R>(layout, change, &mut scratch)
     } else {
         let row = layout.virtual_columns.complete(change.row);
         let old = change.old.map(|old| layout.virtual_columns.complete(old));
         let completed = Change { row: row.row(), old: old.as_ref().map(Completed::row), ..*change };
-        write(layout, &completed, &mut scratch)
+        write::<R>(layout, &completed, &mut scratch)
     };
     scratch.give_back();
     recorded.map_err(|error| match error {
@@ -102,14 +133,28 @@ fn begin(layout: &Layout, change: &Change, scratch: &mut Scratch) -> Result<Keys
 }
 
 /// Records that all rows went.
-pub fn truncate(layout: &Layout) -> Result<(), Error> {
+pub fn truncate<R: Route>(layout: &Layout) -> Result<(), Error> {
     let present = transaction::begin_event(Origin::Trigger)?;
     let missing = layout.policy.required.missing_from(present);
     if !missing.is_empty() {
         return Err(Error::MissingContext { table: layout.resource_text(), keys: missing.names() });
     }
     suspension::record()?;
-    transaction::record(&Event {
+    if !R::takes(layout)? {
+        return Ok(());
+    }
+    let mut details = Writer::new();
+    let has_details = match R::sample_rate(layout) {
+        None => false,
+        Some(rate) => {
+            let (keys, _) = KeyBlock::new(&[SAMPLE_RATE])?;
+            details.begin_object(&keys)?;
+            details.decimal(rate.to_string().as_bytes())?;
+            details.end_object()?;
+            true
+        }
+    };
+    let event = Event {
         layout: Some(layout.named()),
         operation: Operation::Truncate,
         status: Status::Success,
@@ -119,11 +164,12 @@ pub fn truncate(layout: &Layout) -> Result<(), Error> {
         resource_id: None,
         row_image: None,
         old_values: None,
-        details: None,
-    })
+        details: has_details.then(|| Image::of(&details)),
+    };
+    R::record(layout, &event)
 }
 
-fn write(layout: &Layout, change: &Change, scratch: &mut Scratch) -> Result<(), Error> {
+fn write<R: Route>(layout: &Layout, change: &Change, scratch: &mut Scratch) -> Result<(), Error> {
     scratch.changed.clear();
     let mut is_soft_delete = false;
     if let Some(old) = change.old {
@@ -160,13 +206,14 @@ fn write(layout: &Layout, change: &Change, scratch: &mut Scratch) -> Result<(), 
     }
     drop(environment);
     let meaning = layout.rules.as_ref().map_or_else(Verdict::default, |rules| rules.decide(change));
-    let has_details = write_details(is_soft_delete, has_old_key, &meaning.errors, scratch)?;
+    let sample_rate = R::sample_rate(layout);
+    let has_details = write_details(is_soft_delete, has_old_key, sample_rate, &meaning.errors, scratch)?;
     if layout.tenant.is_some() && layout.env == Env::Settings {
         // Code of users was called meanwhile, such as a cast: it may have recorded rows of another tenant.
         tenants::begin_event(change.origin, &scratch.tenant)?;
     }
 
-    transaction::record(&Event {
+    let event = Event {
         layout: Some(layout.named()),
         operation: change.operation,
         status: Status::Success,
@@ -177,7 +224,8 @@ fn write(layout: &Layout, change: &Change, scratch: &mut Scratch) -> Result<(), 
         row_image: Some(Image::of(&scratch.image)),
         old_values: change.old.is_some().then(|| Image::of(&scratch.old_values)),
         details: has_details.then(|| Image::of(&scratch.details)),
-    })
+    };
+    R::record(layout, &event)
 }
 
 /// Writes the whole row, and takes its key from what was written.
@@ -271,15 +319,18 @@ fn append(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), Error> {
 fn write_details(
     is_soft_delete: bool,
     has_old_key: bool,
+    sample_rate: Option<f64>,
     rule_errors: &[(i32, SqlState)],
     scratch: &mut Scratch,
 ) -> Result<bool, Error> {
-    if !is_soft_delete && !has_old_key && !scratch.is_other_tenant && rule_errors.is_empty() {
+    let is_sampled = sample_rate.is_some();
+    if !is_soft_delete && !has_old_key && !is_sampled && !scratch.is_other_tenant && rule_errors.is_empty() {
         return Ok(false);
     }
     // In JSONB's order of keys: the shorter first.
-    let members: [(&[u8], bool); 4] = [
+    let members: [(&[u8], bool); 5] = [
         (b"rule_errors", !rule_errors.is_empty()),
+        (SAMPLE_RATE, is_sampled),
         (b"soft_delete", is_soft_delete),
         (b"row_tenant_id", scratch.is_other_tenant),
         (b"old_resource_id", has_old_key),
@@ -291,6 +342,9 @@ fn write_details(
     details.begin_object(&keys)?;
     if !rule_errors.is_empty() {
         action_rules::write_errors(rule_errors, details)?;
+    }
+    if let Some(rate) = sample_rate {
+        details.decimal(rate.to_string().as_bytes())?;
     }
     if is_soft_delete {
         details.boolean(true)?;

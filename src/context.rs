@@ -196,6 +196,10 @@ impl Context {
         }
     }
 
+    pub fn values(&self) -> &Values {
+        &self.values
+    }
+
     pub fn get(&self, key: Key) -> Option<&[u8]> {
         self.values[key as usize].as_deref()
     }

@@ -51,8 +51,6 @@ pub enum Error {
     NoSuchColumn { table: String, column: String },
     /// 22023
     InvalidOption { message: String, hint: &'static str },
-    /// 0A000
-    ModeNotAvailable { mode: String },
     /// PostgreSQL's own: a condition that is no boolean expression over the rows.
     Condition(Failure),
     /// 42P17
@@ -121,7 +119,6 @@ impl Error {
             Error::InvalidOption { .. } | Error::Context(_) | Error::UnknownAction { .. } => {
                 ERRCODE_INVALID_PARAMETER_VALUE
             }
-            Error::ModeNotAvailable { .. } => ERRCODE_FEATURE_NOT_SUPPORTED,
             Error::Condition(failure) => failure.code,
             Error::ConditionUses { .. } => ERRCODE_INVALID_OBJECT_DEFINITION,
             Error::NoSuchRule { .. } => ERRCODE_UNDEFINED_OBJECT,
@@ -205,7 +202,6 @@ impl Error {
             Error::NotEnabled { .. } => "audit.policy lists the audited tables.",
             Error::Inherited { .. } => "Call audit.disable for the table it follows.",
             Error::InvalidOption { hint, .. } => hint,
-            Error::ModeNotAvailable { .. } => "Use mode 'sync'.",
             Error::Condition(failure) => {
                 return failure.hint.clone().or_else(|| {
                     Some(
@@ -277,7 +273,6 @@ impl fmt::Display for Error {
             Error::Inherited { table, root } => write!(f, "table {table} is audited because {root} is"),
             Error::NoSuchColumn { table, column } => write!(f, "column \"{column}\" of table {table} does not exist"),
             Error::InvalidOption { message, .. } => write!(f, "{message}"),
-            Error::ModeNotAvailable { mode } => write!(f, "audit mode \"{mode}\" is not available"),
             Error::Condition(failure) => write!(f, "invalid condition: {}", failure.message),
             Error::ConditionUses { what } => write!(f, "a condition cannot use {what}"),
             Error::NoSuchRule { id } => write!(f, "action rule {id} does not exist"),

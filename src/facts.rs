@@ -31,6 +31,17 @@ impl Author {
         }
     }
 
+    /// The worker, on its own account.
+    pub fn of_worker() -> Self {
+        Author {
+            backend_pid: session::backend_pid(),
+            client: None,
+            session_role: None,
+            effective_role: None,
+            position: None,
+        }
+    }
+
     /// This session in the midst of an error: nothing is looked up.
     pub fn of_failing_session(roles: Roles) -> Self {
         Author {

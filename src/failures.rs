@@ -35,9 +35,7 @@ thread_local! {
 }
 
 fn destination() -> Option<(Queue, &'static Database)> {
-    let queue = shmem::queue()?;
-    let oid = session::database();
-    let database = queue.databases().find(|database| database.oid() == oid)?;
+    let (queue, database) = shmem::own_database()?;
     (database.presence() == Presence::Present).then_some((queue, database))
 }
 
@@ -273,8 +271,8 @@ impl<'a> Failure<'a> {
     }
 }
 
-/// Records a failure, if it means an audited table or all are wanted. Returns whether it does.
-pub fn write(head: Head, message: &mut Reader) -> Result<bool, Error> {
+/// Records a failure, if it means an audited table or all are wanted. Returns its SQLSTATE if it does.
+pub fn write(head: Head, message: &mut Reader) -> Result<Option<String>, Error> {
     let user = head.author.effective_role.clone().unwrap_or_default();
     let failure = Failure::read(message, &user)?;
     let mut meant: Vec<(layouts::Known, bool)> = Vec::new();
@@ -293,7 +291,7 @@ pub fn write(head: Head, message: &mut Reader) -> Result<bool, Error> {
         }
     }
     if meant.is_empty() && !failure.is_any {
-        return Ok(false);
+        return Ok(None);
     }
     let main = meant.iter().find(|(_, is_target)| *is_target).or(meant.first()).map(|(known, _)| known);
     let details = details(&failure, &meant, main)?;
@@ -315,7 +313,7 @@ pub fn write(head: Head, message: &mut Reader) -> Result<bool, Error> {
         old_values: None,
         details: Some(Image::of(&details)),
     })?;
-    Ok(true)
+    Ok(Some(failure.sqlstate))
 }
 
 fn details(

@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 
+use crate::pg::guc::define_track_timing;
 use crate::pg::session;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 
@@ -17,7 +18,10 @@ static LOG_FAILURES: GucSetting<LogFailures> = GucSetting::<LogFailures>::new(Lo
 static LOG_ROLLBACKS: GucSetting<bool> = GucSetting::<bool>::new(false);
 static LOG_LOGINS: GucSetting<LogLogins> = GucSetting::<LogLogins>::new(LogLogins::Failed);
 static QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
+static TRACK_TIMING: GucSetting<bool> = GucSetting::<bool>::new(false);
+static QUEUE_DELAY: GucSetting<i32> = GucSetting::<i32>::new(10);
 static ISOLATED_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5000);
+static MAINTENANCE_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(3600);
 
 /// Which failed statements are recorded.
 #[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
@@ -153,6 +157,19 @@ pub fn init() {
         if session::is_preloading() { GucContext::Postmaster } else { GucContext::Sighup },
         GucFlags::UNIT_KB,
     );
+    // Off: two looks at the clock for each row change.
+    define_track_timing(&TRACK_TIMING);
+    // Time for many transactions of a busy server, and none for a reader who wants to see them.
+    GucRegistry::define_int_guc(
+        c"audit.queue_delay",
+        c"How long the audit worker waits for more records of async tables before it writes them together.",
+        c"0 writes at once. What somebody waits for, such as an isolated event, is written at once in any case.",
+        &QUEUE_DELAY,
+        0,
+        60_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
     // Ten times what a slow disk needs for a commit.
     GucRegistry::define_int_guc(
         c"audit.isolated_timeout",
@@ -164,6 +181,21 @@ pub fn init() {
         GucContext::Suset,
         GucFlags::UNIT_MS,
     );
+    // Often enough for partitions of a day, and hardly ever anything to do.
+    GucRegistry::define_int_guc(
+        c"audit.maintenance_interval",
+        c"How often a background worker calls audit.maintain() in each database; 0 for never.",
+        c"Needs shared_preload_libraries.",
+        &MAINTENANCE_INTERVAL,
+        0,
+        7 * 24 * 3600,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
+    );
+}
+
+pub fn maintenance_interval_s() -> i32 {
+    MAINTENANCE_INTERVAL.get()
 }
 
 /// Path of the file, or `None` where checkpoints are not signed.
@@ -195,6 +227,14 @@ pub fn log_rollbacks() -> bool {
 
 pub fn queue_bytes() -> usize {
     usize::try_from(QUEUE_SIZE.get()).unwrap_or(0) * 1024
+}
+
+pub fn track_timing() -> bool {
+    TRACK_TIMING.get()
+}
+
+pub fn queue_delay_ms() -> i64 {
+    i64::from(QUEUE_DELAY.get())
 }
 
 pub fn isolated_timeout_ms() -> i64 {

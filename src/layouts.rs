@@ -11,6 +11,7 @@ use pgrx::pg_sys::Oid;
 use crate::action_rules::Rules;
 use crate::context::Keys;
 use crate::error::Error;
+use crate::modes::Mode;
 use crate::pg::catalog::{self, Row};
 use crate::pg::compare::Shape;
 use crate::pg::encode::Encoder;
@@ -19,7 +20,7 @@ use crate::pg::generated::VirtualColumns;
 use crate::pg::heap::{self, Value};
 use crate::pg::relation::{ColumnDescription, Description, LayoutMemory, Relation, base_type, partition_ancestors};
 use crate::pg::session;
-use crate::{store, transaction};
+use crate::{gucs, store, transaction};
 
 /// How a table's rows are recorded.
 pub struct Layout {
@@ -29,6 +30,8 @@ pub struct Layout {
     pub table: Vec<u8>,
     pub resource: Vec<u8>,
     pub is_heap: bool,
+    /// Each change is recorded with it, and nothing else is done.
+    pub is_plain: bool,
     /// The triggers that record; others on the same function stand by.
     pub row_trigger: Option<Oid>,
     pub truncate_trigger: Option<Oid>,
@@ -77,6 +80,7 @@ pub struct Column {
 /// The row of audit.policy.
 #[derive(Default)]
 pub struct Policy {
+    pub mode: Mode,
     pub excluded: Vec<Vec<u8>>,
     pub masked: Vec<Vec<u8>>,
     pub soft_delete_column: Option<Vec<u8>>,
@@ -88,6 +92,8 @@ pub struct Policy {
 /// Columns of audit.policy, counted from 1 as in sql/10_tables.sql.
 mod policy_column {
     pub const TARGET: i16 = 1;
+    pub const MODE: usize = 3;
+    pub const SAMPLE_RATE: usize = 4;
     pub const EXCLUDE_COLUMNS: usize = 5;
     pub const MASK_COLUMNS: usize = 6;
     pub const SOFT_DELETE_COLUMN: usize = 7;
@@ -257,6 +263,7 @@ fn build(relation: Relation, capture: Oid) -> Result<Layout, Error> {
         table: description.table,
         resource: description.resource,
         is_heap: description.is_heap,
+        is_plain: policy.mode == Mode::Sync && !gucs::track_timing(),
         row_trigger: description.row_trigger,
         truncate_trigger: description.truncate_trigger,
         keys,
@@ -307,7 +314,9 @@ fn policy_for(description: &Description) -> Result<Policy, Error> {
 
 impl Policy {
     fn from_row(row: &Row) -> Self {
+        let mode = row.bytes(policy_column::MODE).unwrap_or_default();
         Policy {
+            mode: Mode::of_policy(&mode, row.float8(policy_column::SAMPLE_RATE).unwrap_or(1.0)),
             excluded: row.texts(policy_column::EXCLUDE_COLUMNS),
             masked: row.texts(policy_column::MASK_COLUMNS),
             soft_delete_column: row.bytes(policy_column::SOFT_DELETE_COLUMN),
@@ -347,6 +356,8 @@ fn relation_id(description: &Description) -> Result<i32, Error> {
         }
     }
 
+    // Before the layout, so that its time is within the era: that is how readers tell.
+    store::era()?;
     let sequence = catalog::relation_oid(c"relation_id_seq")
         .ok_or_else(|| Error::LogMissing { table: "relation_id_seq".into() })?;
     let id = i32::try_from(heap::next_value(sequence)).map_err(|_| Error::Internal("audit.relation is full"))?;
@@ -371,16 +382,18 @@ fn relation_id(description: &Description) -> Result<i32, Error> {
 }
 
 fn columns_json(description: &Description) -> Result<Writer, Error> {
-    let (keys, order) = KeyBlock::new(&[b"attnum", b"name", b"type"])?;
+    const NAMES: [&[u8]; 4] = [b"attnum", b"name", b"type", b"missing"];
     let mut json = Writer::new();
     json.begin_array(description.columns.len())?;
     for column in &description.columns {
+        let (keys, order) = KeyBlock::new(if column.missing.is_some() { &NAMES } else { &NAMES[..3] })?;
         json.begin_object(&keys)?;
-        for &key in &order {
+        for key in order {
             match key {
                 0 => json.integer(column.index as i64 + 1)?,
                 1 => json.string(&column.name)?,
-                _ => json.string(&column.type_name)?,
+                2 => json.string(&column.type_name)?,
+                _ => json.container(column.missing.as_deref().unwrap_or_default())?,
             }
         }
         json.end_object()?;

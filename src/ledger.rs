@@ -75,7 +75,7 @@ pub fn current_era() -> Result<i32, Error> {
 }
 
 /// The era of the records written here, if there are any.
-fn era_begun() -> Result<Option<i32>, Error> {
+pub fn era_begun() -> Result<Option<i32>, Error> {
     let here = Place::here()?;
     Ok(latest()?.filter(|(_, place)| *place == here).map(|(era, _)| era))
 }

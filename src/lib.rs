@@ -13,6 +13,7 @@ mod capture;
 mod context;
 mod datetime;
 mod ddl;
+mod deferred;
 mod error;
 mod facts;
 mod failures;
@@ -21,10 +22,13 @@ mod isolated;
 mod layouts;
 mod ledger;
 mod logins;
+mod maintenance;
+mod modes;
 mod pending;
 mod pg;
 mod policies;
 mod queue;
+mod random;
 mod store;
 mod suspension;
 mod tenants;
@@ -67,7 +71,13 @@ pgrx::extension_sql_file!(
 pgrx::extension_sql_file!(
     "../sql/40_queue.sql",
     name = "queue",
-    requires = ["tables", api::queue_state, api::stats_reset]
+    requires = [
+        "tables",
+        api::stats::queue_state,
+        api::stats::stats_reset,
+        api::stats::table_state,
+        api::stats::failure_classes
+    ]
 );
 pgrx::extension_sql_file!("../sql/60_ledger.sql", name = "ledger", requires = ["tables"]);
 pgrx::extension_sql_file!(
@@ -99,6 +109,10 @@ pgrx::extension_sql_file!(
     ]
 );
 pgrx::extension_sql_file!("../sql/30_reading.sql", name = "reading", requires = ["functions", "indexes"]);
+pgrx::extension_sql_file!("../sql/32_history.sql", name = "history", requires = ["reading"]);
+pgrx::extension_sql_file!("../sql/34_time_travel.sql", name = "time_travel", requires = ["history"]);
+pgrx::extension_sql_file!("../sql/36_undo.sql", name = "undo", requires = ["time_travel"]);
+pgrx::extension_sql_file!("../sql/50_maintenance.sql", name = "maintenance", requires = ["reading"]);
 pgrx::extension_sql_file!("../sql/90_rights.sql", name = "rights", finalize);
 
 #[allow(non_snake_case)]

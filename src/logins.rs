@@ -126,9 +126,7 @@ pub fn logged_in() {
     if IS_LOGGED_IN.replace(true) {
         return;
     }
-    let Some(queue) = shmem::queue() else { return };
-    let oid = session::database();
-    let Some(database) = queue.databases().find(|database| database.oid() == oid) else { return };
+    let Some((queue, database)) = shmem::own_database() else { return };
     session::with_login_names(|name, _| queue.set_name(database, name));
     if gucs::log_logins() == LogLogins::All && database.presence() == Presence::Present {
         IS_TOLD.set(tell_session(queue, database, What::Login, 0));
@@ -140,9 +138,7 @@ pub fn logged_in() {
 
 /// The session ends.
 pub fn logged_out() {
-    let Some(queue) = shmem::queue().filter(|_| IS_TOLD.replace(false)) else { return };
-    let oid = session::database();
-    let Some(database) = queue.databases().find(|database| database.oid() == oid) else { return };
+    let Some((queue, database)) = shmem::own_database().filter(|_| IS_TOLD.replace(false)) else { return };
     let length = session::clock() - session::started_at();
     if !tell_session(queue, database, What::Logout, length) {
         database.count(Counter::LoginsLost, 1);

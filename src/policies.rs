@@ -18,7 +18,7 @@ mod rules;
 mod tables;
 
 pub use actions::{NewRule, add_action_rule, drop_action_rule};
-pub use rules::{Options, check_mode};
+pub use rules::Options;
 use rules::{check_auditable, check_context_keys, check_options, check_schema, is_auditable_kind};
 use tables::{
     copy_policy, detach_policy, except_from_schema, forget_policy, forget_schema, is_as_restored, policy_of,

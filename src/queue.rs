@@ -16,8 +16,8 @@ use crate::error::Error;
 use crate::facts::Author;
 use crate::layouts::Table;
 use crate::pg::session::{self, Roles};
-use crate::transaction::{self, Event, Image};
-use crate::{failures, logins};
+use crate::transaction::{self, Changeset, Event, Image};
+use crate::{deferred, failures, logins};
 
 /// What a message holds after its head.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -26,6 +26,7 @@ pub enum Kind {
     Events = 1,
     Failure = 2,
     Login = 3,
+    Deferred = 4,
 }
 
 /// The session that makes a message, and when.
@@ -86,7 +87,28 @@ impl Head {
         Ok(out.optional(self.statement.as_deref())?)
     }
 
-    fn read(message: &mut Reader) -> Result<Self, Error> {
+    /// Of a changeset that this session began.
+    pub fn of_changeset(changeset: &Changeset, position: u64) -> Self {
+        let author = &changeset.facts.author;
+        Head {
+            kind: Kind::Events,
+            origin: changeset.origin,
+            occurred_at: changeset.occurred_at,
+            author: Author {
+                backend_pid: author.backend_pid,
+                client: author.client,
+                session_role: author.session_role.clone(),
+                effective_role: author.effective_role.clone(),
+                position: Some(position),
+            },
+            roles: changeset.roles,
+            context: changeset.context.values().clone(),
+            application_name: changeset.facts.application_name.clone(),
+            statement: changeset.statement.clone(),
+        }
+    }
+
+    pub fn read(message: &mut Reader) -> Result<Self, Error> {
         let kind = match message.u8()? {
             1 => Kind::Events,
             2 => Kind::Failure,
@@ -146,8 +168,8 @@ impl Head {
         }
     }
 
-    /// Begins the changeset for what the message holds.
-    pub fn begin(self) -> Result<(), Error> {
+    /// Begins the changeset for what the message holds, and says where it is.
+    pub fn begin(self) -> Result<usize, Error> {
         let context = Context::of(self.context)?;
         transaction::begin_for(
             self.author,
@@ -177,6 +199,7 @@ pub fn put_event(event: &Event, out: &mut Writer) -> Result<(), Error> {
         Some(table) => {
             out.string(table.name)?;
             out.string(table.schema)?;
+            out.u32(table.oid.to_u32())?;
             out.u32(table.relation_id as u32)?;
         }
     }
@@ -192,36 +215,50 @@ pub fn put_event(event: &Event, out: &mut Writer) -> Result<(), Error> {
 /// What became of a message.
 pub struct Written {
     pub made_at: i64,
-    /// A failed statement was recorded.
-    pub is_failure: bool,
+    /// SQLSTATE of the failed statement that was recorded.
+    pub failure: Option<String>,
+    /// It was for a log that is gone.
+    pub is_lost: bool,
+}
+
+impl Written {
+    pub fn at(made_at: i64) -> Self {
+        Written { made_at, failure: None, is_lost: false }
+    }
 }
 
 /// Writes what a message holds in this transaction.
 pub fn write(message: &[u8]) -> Result<Written, Error> {
+    if message.first() == Some(&(Kind::Deferred as u8)) {
+        return deferred::write(message);
+    }
     let mut message = Reader::new(message);
     let head = Head::read(&mut message)?;
-    let mut written = Written { made_at: head.occurred_at, is_failure: false };
+    let mut written = Written::at(head.occurred_at);
     match head.kind {
         Kind::Events => {
             head.begin()?;
             while !message.is_at_end() {
-                write_event(&mut message)?;
+                read_event(&mut message, transaction::record)?;
             }
         }
-        Kind::Failure => written.is_failure = failures::write(head, &mut message)?,
+        Kind::Failure => written.failure = failures::write(head, &mut message)?,
         Kind::Login => logins::write(head, &mut message)?,
+        Kind::Deferred => return Err(Malformed.into()),
     }
     Ok(written)
 }
 
-fn write_event(message: &mut Reader) -> Result<(), Error> {
+/// Reads an event that [`put_event`] wrote, for `record` to record.
+pub fn read_event(message: &mut Reader, record: impl FnOnce(&Event) -> Result<(), Error>) -> Result<(), Error> {
     let operation = *Operation::ALL.get(usize::from(message.u8()?)).ok_or(Malformed)?;
     let status = *Status::ALL.get(usize::from(message.u8()?)).ok_or(Malformed)?;
     let command = message.u32()?;
     let layout = match message.optional()? {
         None => None,
         Some(name) => {
-            Some(Table { oid: Oid::INVALID, name, schema: message.string()?, relation_id: message.u32()? as i32 })
+            let (schema, oid) = (message.string()?, Oid::from(message.u32()?));
+            Some(Table { oid, name, schema, relation_id: message.u32()? as i32 })
         }
     };
     let (action, resource, resource_id) = (message.optional()?, message.optional()?, message.optional()?);
@@ -233,7 +270,7 @@ fn write_event(message: &mut Reader) -> Result<(), Error> {
         }
     }
     let image = |i: usize| images[i].map(|jsonb| Image { jsonb, text: texts[i].text() });
-    transaction::record(&Event {
+    record(&Event {
         layout,
         operation,
         status,

@@ -128,6 +128,17 @@ pub static POLICY: Definition = Definition {
     ],
 };
 
+pub static IN_TRANSIT: Definition = Definition {
+    name: c"in_transit",
+    columns: &[
+        ("incarnation", ColumnType::Core(BuiltinOid::INT8OID)),
+        ("number", ColumnType::Core(BuiltinOid::INT8OID)),
+        ("queued_at", TIMESTAMPTZ),
+        ("events", INT4),
+        ("tables", TEXTS),
+    ],
+};
+
 pub static ACTION: Definition = Definition {
     name: c"action",
     columns: &[
@@ -253,22 +264,29 @@ pub fn put_event(sealed: &SealedEvent, labels: &Labels, batch: &mut Batch) -> Re
     Ok(())
 }
 
+/// What makes a changeset a record, when it is complete.
+pub struct Closing<'a> {
+    pub position: u64,
+    pub salt: [u8; 16],
+    /// Memory for the canonical form.
+    pub canonical: &'a mut Vec<u8>,
+}
+
 /// Appends a changeset's tuple. One still pending has no position, salt and checksum.
-pub fn put_changeset(changeset: &Changeset, closing: Option<(u64, [u8; 16])>, batch: &mut Batch) -> Result<(), Error> {
+pub fn put_changeset(changeset: &Changeset, closing: Option<Closing>, batch: &mut Batch) -> Result<(), Error> {
     let context = &changeset.context;
     let era = era()?;
     let xid = session::transaction_id();
     let labels = labels()?;
     let facts = &changeset.facts;
     let author = &facts.author;
-    let closing = closing.map(|(position, salt)| (author.position.unwrap_or(position), salt));
     let further = context.further.as_ref();
     let events_root = changeset.frontier.root();
 
-    let checksum = match closing {
+    let closed = match closing {
         None => None,
-        Some((position, salt)) => {
-            let mut text = Vec::with_capacity(1024);
+        Some(Closing { position, salt, canonical }) => {
+            let position = author.position.unwrap_or(position);
             canonical::changeset(
                 &ChangesetRecord {
                     id: changeset.id,
@@ -283,9 +301,9 @@ pub fn put_changeset(changeset: &Changeset, closing: Option<(u64, [u8; 16])>, ba
                     event_count: changeset.event_count,
                     events_root,
                 },
-                &mut text,
+                canonical,
             )?;
-            Some(checksum::salted(&salt, &session::to_utf8(&text)))
+            Some((position, salt, checksum::salted(&salt, &session::to_utf8(canonical))))
         }
     };
 
@@ -307,7 +325,7 @@ pub fn put_changeset(changeset: &Changeset, closing: Option<(u64, [u8; 16])>, ba
     let payload = texts.iter().flatten().map(|text| text.len()).sum::<usize>() + 2 * events_root.len();
     let mut tuple = batch.tuple(CHANGESET.columns.len(), payload)?;
     tuple.i64(changeset.occurred_at)?;
-    tuple.i64_or_null(closing.map(|(position, _)| position as i64))?;
+    tuple.i64_or_null(closed.map(|(position, ..)| position as i64))?;
     tuple.i64(xid as i64)?;
     tuple.i32(era)?;
     tuple.i32(changeset.event_count)?;
@@ -315,12 +333,12 @@ pub fn put_changeset(changeset: &Changeset, closing: Option<(u64, [u8; 16])>, ba
     tuple.i32_or_null(facts.client_port())?;
     tuple.oid(labels.origins[changeset.origin as usize])?;
     tuple.uuid(&changeset.id)?;
-    match closing {
-        Some((_, salt)) => tuple.uuid(&salt)?,
+    match closed {
+        Some((_, salt, _)) => tuple.uuid(&salt)?,
         None => tuple.null(),
     }
     tuple.varlena(Some(&events_root))?;
-    tuple.varlena(checksum.as_ref().map(|checksum| checksum.as_slice()))?;
+    tuple.varlena(closed.as_ref().map(|(.., checksum)| checksum.as_slice()))?;
     for text in texts {
         tuple.varlena(text)?;
     }

@@ -13,10 +13,9 @@ use std::rc::Rc;
 use audit_core::canonical::{self, EventRecord, Operation, Origin, Status};
 use audit_core::checksum;
 use audit_core::merkle::Frontier;
+use audit_core::message::Writer;
 use audit_core::uuid7;
 use pgrx::pg_sys::Oid;
-use rand_chacha::ChaCha12Rng;
-use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use crate::context::{Context, Derived, Keys};
 use crate::error::Error;
@@ -26,8 +25,12 @@ use crate::pending::Pending;
 use crate::pg::session::{self, Roles};
 use crate::pg::tuple::Batch;
 use crate::pg::{guc, log_table};
+use crate::random::Random;
+use crate::store::Closing;
 use crate::{gucs, store};
 
+/// Changesets that are inserted together.
+const CLOSING_BYTES: usize = 64 * 1024;
 /// Memory kept between statements.
 const KEEP_BYTES: usize = 1024 * 1024;
 
@@ -68,12 +71,16 @@ pub struct Changeset {
     pub facts: Rc<Facts>,
     /// Whether its events are those of another session.
     pub is_foreign: bool,
+    /// Inserted together with those of this time, into the same partitions.
+    routed_as: i64,
     pub context: Rc<Context>,
     pub statement: Option<Vec<u8>>,
     /// Generation of the context that its own was derived from, where it shares the time of others that were.
     family: Option<u64>,
     pub event_count: i32,
     pub frontier: Frontier,
+    /// Whether events of it were kept for the worker.
+    has_deferred: bool,
 }
 
 /// State to return to when a sub-transaction is rolled back.
@@ -81,6 +88,7 @@ struct Savepoint {
     subtransaction: u32,
     next_seq: i32,
     changesets: Vec<(i32, Frontier)>,
+    deferred: (usize, i32),
 }
 
 #[derive(Default)]
@@ -93,6 +101,15 @@ struct State {
     next_seq: i32,
     savepoints: Vec<Savepoint>,
     pending: Pending,
+    /// Events for the worker, each after its changeset's place, and their number.
+    deferred: Writer,
+    deferred_count: i32,
+    /// What would be deferred is recorded.
+    is_deferral_over: bool,
+    /// A time at which another session's events are inserted, and from when to when others are with them.
+    route: Option<(i64, (i64, i64))>,
+    /// Of this transaction in the WAL, once it was told.
+    position: Option<u64>,
     /// Memory for the changesets' tuples.
     closing: Batch,
     /// Sub-transactions that wrote rows which caches rely on.
@@ -100,7 +117,7 @@ struct State {
     /// Tables of which something was recorded, whether or not it was rolled back since.
     tables: Vec<Oid>,
     is_closed: bool,
-    random: Option<ChaCha12Rng>,
+    random: Option<Box<Random>>,
     canonical: Vec<u8>,
 }
 
@@ -188,8 +205,7 @@ fn change_changeset(
                 };
                 let statement = if gucs::log_statement() { session::statement() } else { None };
                 state.save(subtransaction);
-                let mut random = [0; 10];
-                state.fill_random(&mut random)?;
+                let random = state.random()?;
                 state.changesets.push(Changeset {
                     id: uuid7::new(session::unix_usecs(occurred_at), random),
                     occurred_at,
@@ -197,11 +213,13 @@ fn change_changeset(
                     roles,
                     facts,
                     is_foreign: false,
+                    routed_as: occurred_at,
                     context,
                     statement,
                     family,
                     event_count: 0,
                     frontier: Frontier::new(),
+                    has_deferred: false,
                 });
                 state.changesets.len() - 1
             }
@@ -214,7 +232,7 @@ fn change_changeset(
     })
 }
 
-/// Begins a changeset for events that another session made.
+/// Begins a changeset for events that another session made, and returns its place.
 pub fn begin_for(
     author: Author,
     origin: Origin,
@@ -222,14 +240,14 @@ pub fn begin_for(
     context: Context,
     application_name: Vec<u8>,
     statement: Option<Vec<u8>>,
-) -> Result<(), Error> {
+) -> Result<usize, Error> {
     let roles = session::roles();
     let facts = Rc::new(Facts::of(author, application_name)?);
     let subtransaction = session::current_subtransaction();
+    let routed_as = route_foreign(occurred_at)?;
     STATE.with_borrow_mut(|state| {
         state.save(subtransaction);
-        let mut random = [0; 10];
-        state.fill_random(&mut random)?;
+        let random = state.random()?;
         state.changesets.push(Changeset {
             id: uuid7::new(session::unix_usecs(occurred_at), random),
             occurred_at,
@@ -237,16 +255,32 @@ pub fn begin_for(
             roles,
             facts,
             is_foreign: true,
+            routed_as,
             family: None,
             context: Rc::new(context),
             statement,
             event_count: 0,
             frontier: Frontier::new(),
+            has_deferred: false,
         });
         // No generation of the settings is this one: whatever the session records next is not of this changeset.
-        state.current = Some((state.changesets.len() - 1, u64::MAX, roles, origin));
-        Ok(())
+        let index = state.changesets.len() - 1;
+        state.current = Some((index, u64::MAX, roles, origin));
+        Ok(index)
     })
+}
+
+/// A time whose partitions those of `occurred_at` are, too: many small changesets are then inserted together.
+fn route_foreign(occurred_at: i64) -> Result<i64, Error> {
+    let known = STATE.with_borrow(|state| state.route);
+    if let Some((routed_as, _)) = known.filter(|(_, (from, to))| (*from..*to).contains(&occurred_at)) {
+        return Ok(routed_as);
+    }
+    let events = log_table::lock_range(&store::EVENT, occurred_at)?;
+    let changesets = log_table::lock_range(&store::CHANGESET, occurred_at)?;
+    let range = (events.0.max(changesets.0), events.1.min(changesets.1));
+    STATE.with_borrow_mut(|state| state.route = Some((occurred_at, range)));
+    Ok(occurred_at)
 }
 
 /// Records a fact in the current changeset. [`begin_event`] comes first.
@@ -255,6 +289,101 @@ pub fn record(event: &Event) -> Result<(), Error> {
     let labels = store::labels()?;
     let is_full = STATE.with_borrow_mut(|state| state.append(event, subtransaction, &labels))?;
     if is_full { flush() } else { Ok(()) }
+}
+
+/// Records a fact in the changeset at this place.
+pub fn record_in(index: usize, event: &Event) -> Result<(), Error> {
+    let current = STATE.with_borrow_mut(|state| {
+        let changeset = state.changesets.get(index).ok_or(Error::Internal("event of no changeset"))?;
+        let there = (index, u64::MAX, changeset.roles, changeset.origin);
+        Ok::<_, Error>(state.current.replace(there))
+    })?;
+    record(event)?;
+    STATE.with_borrow_mut(|state| state.current = current);
+    Ok(())
+}
+
+/// Keeps a fact in the current changeset for the worker. Returns how many bytes are kept.
+pub fn defer(table: Oid, put: impl FnOnce(&mut Writer) -> Result<(), Error>) -> Result<usize, Error> {
+    let subtransaction = session::current_subtransaction();
+    STATE.with_borrow_mut(|state| {
+        if state.is_closed {
+            return Err(Error::AfterCommit);
+        }
+        let Some((index, ..)) = state.current else { return Err(Error::Internal("event without a changeset")) };
+        let count = state.deferred_count.checked_add(1).ok_or(Error::TooManyEvents)?;
+        state.save(subtransaction);
+        let length = state.deferred.bytes().len();
+        let whole = state.deferred.u32(index as u32).map_err(Error::from).and_then(|()| put(&mut state.deferred));
+        if let Err(error) = whole {
+            state.deferred.truncate(length);
+            return Err(error);
+        }
+        state.deferred_count = count;
+        state.changesets[index].has_deferred = true;
+        state.note_table(table);
+        Ok(state.deferred.bytes().len())
+    })
+}
+
+pub fn has_deferred() -> bool {
+    STATE.with_borrow(|state| state.deferred_count > 0)
+}
+
+pub fn deferred_count() -> i32 {
+    STATE.with_borrow(|state| state.deferred_count)
+}
+
+pub fn is_deferring() -> bool {
+    STATE.with_borrow(|state| !state.is_deferral_over)
+}
+
+/// From now on to the end of the transaction.
+pub fn end_deferral() {
+    STATE.with_borrow_mut(|state| state.is_deferral_over = true);
+}
+
+/// Takes what the current sub-transaction has kept for the worker, or with `all` the whole transaction.
+pub fn take_deferred(all: bool) -> Writer {
+    let subtransaction = session::current_subtransaction();
+    STATE.with_borrow_mut(|state| {
+        let own = state.savepoints.last().filter(|savepoint| savepoint.subtransaction == subtransaction);
+        let (length, count) = match own {
+            _ if all || subtransaction == TOP_SUBTRANSACTION => (0, 0),
+            Some(savepoint) => savepoint.deferred,
+            None => return Writer::new(),
+        };
+        state.deferred_count = count;
+        state.deferred.split_off(length)
+    })
+}
+
+/// Appends to a message what is kept for the worker: the changesets, as `put` does it, and their events.
+pub fn put_deferred(
+    out: &mut Writer,
+    put: impl Fn(&Changeset, u64, &mut Writer) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let position = session::wal_position();
+    STATE.with_borrow_mut(|state| {
+        state.position = Some(position);
+        let meant = || (0..).zip(&state.changesets).filter(|(_, changeset)| changeset.has_deferred);
+        out.u32(meant().count() as u32)?;
+        for (index, changeset) in meant() {
+            out.u32(index)?;
+            put(changeset, position, out)?;
+        }
+        Ok(out.append(state.deferred.bytes())?)
+    })
+}
+
+/// It was handed over.
+pub fn forget_deferred() {
+    STATE.with_borrow_mut(State::forget_deferred);
+}
+
+/// Facts that this transaction has recorded or kept.
+pub fn captured() -> i32 {
+    STATE.with_borrow(|state| state.next_seq.saturating_add(state.deferred_count))
 }
 
 /// Inserts the events that the current sub-transaction captured.
@@ -301,16 +430,24 @@ pub fn before_commit() -> Result<(), Error> {
         state.current = None;
         std::mem::take(&mut state.changesets)
     });
-    let position = session::wal_position();
+    let position = STATE.with_borrow_mut(|state| state.position.take()).unwrap_or_else(session::wal_position);
     let mut batch = STATE.with_borrow_mut(|state| std::mem::take(&mut state.closing));
-    let command = session::current_command();
-    for changeset in changesets.iter().filter(|changeset| changeset.event_count > 0) {
-        store::put_changeset(changeset, Some((position, random_salt()?)), &mut batch)?;
-        log_table::insert(&store::CHANGESET, changeset.occurred_at, command, &batch)?;
+    let command = session::last_command();
+    let mut canonical = STATE.with_borrow_mut(|state| std::mem::take(&mut state.canonical));
+    let mut rest = changesets.iter().filter(|changeset| changeset.event_count > 0).peekable();
+    while let Some(changeset) = rest.next() {
+        let closing = Closing { position, salt: random_salt()?, canonical: &mut canonical };
+        store::put_changeset(changeset, Some(closing), &mut batch)?;
+        let joins = |next: &&Changeset| next.routed_as == changeset.routed_as && batch.bytes() < CLOSING_BYTES;
+        if rest.peek().is_some_and(joins) {
+            continue;
+        }
+        log_table::insert(&store::CHANGESET, changeset.routed_as, command, &batch)?;
         batch.clear(KEEP_BYTES);
     }
     STATE.with_borrow_mut(|state| {
         state.closing = batch;
+        keep(&mut state.canonical, canonical);
         // Only for its memory.
         state.changesets = changesets;
         state.changesets.clear();
@@ -350,6 +487,10 @@ pub fn ended(end: End) {
             state.derived = HashMap::new();
         }
         state.next_seq = 0;
+        state.forget_deferred();
+        state.is_deferral_over = false;
+        state.position = None;
+        state.route = None;
         state.savepoints.clear();
         state.pending.clear();
         state.cached_rows.clear();
@@ -385,9 +526,7 @@ fn forget_cached_rows() {
 
 /// 16 random bytes.
 pub fn random_salt() -> Result<[u8; 16], Error> {
-    let mut salt = [0; 16];
-    STATE.with_borrow_mut(|state| state.fill_random(&mut salt))?;
-    Ok(salt)
+    STATE.with_borrow_mut(State::random)
 }
 
 /// Id and time of the changeset that the last event went to.
@@ -413,6 +552,13 @@ pub fn next_seq() -> i32 {
     STATE.with_borrow(|state| state.next_seq)
 }
 
+/// Keeps the memory for the next canonical form.
+fn keep(kept: &mut Vec<u8>, canonical: Vec<u8>) {
+    if canonical.capacity() <= KEEP_BYTES {
+        *kept = canonical;
+    }
+}
+
 const TOP_SUBTRANSACTION: u32 = 1;
 
 impl State {
@@ -430,7 +576,19 @@ impl State {
                 .iter()
                 .map(|changeset| (changeset.event_count, changeset.frontier.clone()))
                 .collect(),
+            deferred: (self.deferred.bytes().len(), self.deferred_count),
         });
+    }
+
+    fn forget_deferred(&mut self) {
+        self.deferred.clear(KEEP_BYTES);
+        self.deferred_count = 0;
+    }
+
+    fn note_table(&mut self, table: Oid) {
+        if self.tables.last() != Some(&table) && !self.tables.contains(&table) {
+            self.tables.push(table);
+        }
     }
 
     fn append(&mut self, event: &Event, subtransaction: u32, labels: &store::Labels) -> Result<bool, Error> {
@@ -440,8 +598,7 @@ impl State {
         let Some((index, ..)) = self.current else { return Err(Error::Internal("event without a changeset")) };
         let next_seq = self.next_seq.checked_add(1).ok_or(Error::TooManyEvents)?;
         self.save(subtransaction);
-        let mut salt = [0; 16];
-        self.fill_random(&mut salt)?;
+        let salt = self.random()?;
 
         let mut canonical = std::mem::take(&mut self.canonical);
         let changeset = &self.changesets[index];
@@ -465,9 +622,7 @@ impl State {
             &mut canonical,
         )?;
         let checksum = checksum::salted(&salt, &session::to_utf8(&canonical));
-        if canonical.capacity() <= KEEP_BYTES {
-            self.canonical = canonical;
-        }
+        keep(&mut self.canonical, canonical);
 
         let sealed = store::SealedEvent {
             event,
@@ -477,15 +632,12 @@ impl State {
             salt,
             checksum,
         };
-        let occurred_at = changeset.occurred_at;
-        let batch = self.pending.batch(subtransaction, occurred_at, event.command)?;
+        let routed_as = changeset.routed_as;
+        let batch = self.pending.batch(subtransaction, routed_as, event.command)?;
         store::put_event(&sealed, labels, batch)?;
 
-        if let Some(table) = event.layout
-            && self.tables.last() != Some(&table.oid)
-            && !self.tables.contains(&table.oid)
-        {
-            self.tables.push(table.oid);
+        if let Some(table) = event.layout {
+            self.note_table(table.oid);
         }
         let changeset = &mut self.changesets[index];
         changeset.frontier.push(&checksum)?;
@@ -521,6 +673,8 @@ impl State {
             && let Some(savepoint) = self.savepoints.pop()
         {
             self.next_seq = savepoint.next_seq;
+            self.deferred.truncate(savepoint.deferred.0);
+            self.deferred_count = savepoint.deferred.1;
             self.changesets.truncate(savepoint.changesets.len());
             self.derived.retain(|_, index| *index < savepoint.changesets.len());
             for (changeset, (event_count, frontier)) in self.changesets.iter_mut().zip(savepoint.changesets) {
@@ -533,14 +687,11 @@ impl State {
     }
 
     /// Bytes from a generator of this process, seeded by the operating system.
-    fn fill_random(&mut self, bytes: &mut [u8]) -> Result<(), Error> {
-        if self.random.is_none() {
-            let random = ChaCha12Rng::try_from_os_rng().map_err(|_| Error::Internal("no random bytes to be had"))?;
-            self.random = Some(random);
-        }
-        if let Some(random) = &mut self.random {
-            random.fill_bytes(bytes);
-        }
-        Ok(())
+    fn random<const N: usize>(&mut self) -> Result<[u8; N], Error> {
+        let random = match &mut self.random {
+            Some(random) => random,
+            none => none.insert(Random::seeded()?),
+        };
+        Ok(random.take())
     }
 }

@@ -4,12 +4,12 @@ use audit_core::canonical::{Operation, Origin};
 
 use pgrx::pg_sys::Oid;
 
-use crate::capture::{self, Change};
+use crate::capture::{self, Change, Direct};
 use crate::error::Error;
 use crate::layouts;
 use crate::pg::trigger::{Call, Kind};
 use crate::pg::{relation, session};
-use crate::{gucs, suspension, transaction};
+use crate::{gucs, modes, suspension, transaction};
 
 /// `audit.capture()`: captures the row, or that all rows went.
 pub fn capture(call: &Call) -> Result<(), Error> {
@@ -22,7 +22,7 @@ pub fn capture(call: &Call) -> Result<(), Error> {
     let stands_by = |records: Option<Oid>| records.is_some_and(|records| records != call.trigger());
     match call.kind() {
         Kind::Truncate if stands_by(layout.truncate_trigger) => return Ok(()),
-        Kind::Truncate => return capture::truncate(&layout),
+        Kind::Truncate => return modes::truncate(&layout),
         _ if stands_by(layout.row_trigger) => return Ok(()),
         _ => {}
     }
@@ -33,7 +33,8 @@ pub fn capture(call: &Call) -> Result<(), Error> {
         _ => return Err(Error::WrongTrigger),
     };
     let command = call.command(layout.is_heap);
-    capture::row(&layout, &Change { operation, origin: Origin::Trigger, command, row, old })
+    let change = Change { operation, origin: Origin::Trigger, command, row, old };
+    if layout.is_plain { capture::row::<Direct>(&layout, &change) } else { modes::row(&layout, &change) }
 }
 
 /// `audit.append_only()`: refuses whatever fired it, but for an erasure.
@@ -49,7 +50,7 @@ pub fn snapshot(table: relation::Relation, function: Oid) -> Result<(), Error> {
     let layout = layouts::get(table, function)?;
     let command = session::current_command();
     table.for_each_row(|row| {
-        capture::row(
+        capture::row::<Direct>(
             &layout,
             &Change { operation: Operation::Snapshot, origin: Origin::Snapshot, command, row, old: None },
         )

@@ -7,16 +7,18 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::time::Instant;
 
 use audit_core::fold::{Decision, Entry};
 use pgrx::pg_sys::Oid;
 
 use crate::error::Error;
+use crate::maintenance::Rounds;
 use crate::pg::catalog::DatabaseRow;
 use crate::pg::shmem::{self, Counter, Database, Departure, Message, Presence, Queue};
-use crate::pg::worker::{self, Failure, Started};
+use crate::pg::worker::{self, Failure, Job, Started};
 use crate::pg::{catalog, process, report, session};
-use crate::{alerts, logins, queue, transaction};
+use crate::{alerts, deferred, gucs, logins, queue, transaction};
 
 const MILLISECOND: i64 = 1000;
 const SECOND: i64 = 1000 * MILLISECOND;
@@ -56,9 +58,10 @@ pub fn launcher() {
     queue.set_shutting_down(false);
     queue.set_launcher(Some(own));
     let mut launcher = Launcher { queue, to_visit: connectable(), attempts: HashMap::new(), is_starved: false };
+    let mut maintenance = Rounds::begin();
     while !worker::is_told_to_end() {
         worker::reload_if_asked();
-        let wait_until = launcher.start_workers();
+        let wait_until = [launcher.start_workers(), maintenance.start_next()].into_iter().flatten().min();
         let now = session::clock();
         process::wait(wait_until.map(|until| ((until - now) / MILLISECOND + 1).max(1)));
     }
@@ -86,8 +89,8 @@ fn list_databases() -> Result<Vec<DatabaseRow>, Failure> {
     })
 }
 
-/// Databases that are looked into once after the server has started: whether they have the extension.
-fn connectable() -> Vec<Oid> {
+/// Databases that may have the extension.
+pub fn connectable() -> Vec<Oid> {
     let databases = list_databases().unwrap_or_default();
     databases
         .into_iter()
@@ -140,7 +143,7 @@ impl Launcher {
             return Some(attempt.not_before);
         }
         match startable(oid) {
-            Ok(true) => attempt.started = worker::start(oid),
+            Ok(true) => attempt.started = worker::start(Job::Queue, oid),
             Ok(false) => {
                 give_up(self.queue, database);
                 self.attempts.remove(&oid.to_u32());
@@ -183,8 +186,9 @@ fn give_up(queue: Queue, database: &'static Database) {
         if messages.is_empty() {
             break;
         }
-        queue.remove(database, &messages, false);
+        queue.remove(database, &messages, messages.len());
     }
+    queue.reset(database, 0);
     database.forget();
 }
 
@@ -218,6 +222,7 @@ pub fn worker(oid: Oid) {
             Ok(true) => {
                 trouble.is_over();
                 idle_since = session::clock();
+                doze(queue, database);
                 continue;
             }
             Ok(false) => {
@@ -240,6 +245,17 @@ pub fn worker(oid: Oid) {
         }
         process::wait(Some(pause_ms));
     }
+}
+
+/// Waits a little for more messages, so that one transaction writes many of them. Somebody who waits for his wakes it.
+fn doze(queue: Queue, database: &'static Database) {
+    let delay = gucs::queue_delay_ms();
+    if delay == 0 || !queue.is_empty(database) || worker::is_told_to_end() {
+        return;
+    }
+    database.set_dozing(true);
+    process::wait(Some(delay));
+    database.set_dozing(false);
 }
 
 /// Told to end: the queue is empty, or can't be written. If the whole server ends, stays until the last session has left.
@@ -272,13 +288,14 @@ fn drain(queue: Queue, database: &'static Database) -> Result<bool, Failure> {
         look_for_extension(database)?;
     }
     alerts::write_due(database)?;
+    record_lost(queue, database)?;
     let has_folded = write_folded(queue, database)?;
     let messages = queue.read(database, BATCH_MESSAGES, BATCH_BYTES);
     if messages.is_empty() {
         return Ok(has_folded);
     }
     if database.presence() == Presence::Absent {
-        queue.remove(database, &messages, false);
+        queue.remove(database, &messages, messages.len());
         return Ok(true);
     }
     match write(queue, database, &messages) {
@@ -294,7 +311,7 @@ fn drain(queue: Queue, database: &'static Database) -> Result<bool, Failure> {
                             "It is given up and counted in audit.stats.",
                         );
                         database.count(Counter::Errors, 1);
-                        queue.remove(database, message, false);
+                        queue.remove(database, message, 1);
                     }
                     Err(failure) => return Err(failure),
                 }
@@ -309,6 +326,26 @@ fn look_for_extension(database: &Database) -> Result<(), Failure> {
     let is_here = worker::in_transaction(c"look for extension", catalog::extension_version, |_| {})?.is_some();
     database.set_presence(if is_here { Presence::Present } else { Presence::Absent });
     Ok(())
+}
+
+/// Once after the server has started: what was handed over before and never written.
+fn record_lost(queue: Queue, database: &Database) -> Result<(), Failure> {
+    if database.is_checked() || database.presence() != Presence::Present {
+        return Ok(());
+    }
+    let look = || {
+        session::check_version()?;
+        deferred::record_lost(queue)
+    };
+    let looked = worker::in_transaction(c"look for lost audit records", look, |&lost| {
+        database.set_checked();
+        database.count(Counter::EventsLost, lost);
+        database.count(Counter::Events, u64::from(lost > 0));
+    });
+    if looked.is_err() {
+        look_for_extension(database)?;
+    }
+    looked.map(|_| ())
 }
 
 /// Writes refused logins that were folded and are due. Returns whether there were any.
@@ -342,26 +379,30 @@ fn write_folded(queue: Queue, database: &'static Database) -> Result<bool, Failu
 }
 
 fn write(queue: Queue, database: &'static Database, messages: &[Message]) -> Result<(), Failure> {
+    let begun_at = Instant::now();
     let written = worker::in_transaction(
         c"write audit records",
         || {
             // The extension may have gone, or changed, since.
             session::check_version()?;
-            let (mut oldest, mut failures) = (i64::MAX, 0);
+            let (mut oldest, mut failures, mut lost) = (i64::MAX, Vec::new(), 0);
             for message in messages {
                 let written = queue::write(&message.bytes)?;
                 oldest = oldest.min(written.made_at);
-                failures += u64::from(written.is_failure);
+                failures.extend(written.failure);
+                lost += usize::from(written.is_lost);
             }
-            Ok((transaction::next_seq(), oldest, failures))
+            Ok((transaction::next_seq(), oldest, failures, lost))
         },
-        |&(events, oldest, failures)| {
-            database.count(Counter::Failures, failures);
-            database.count(Counter::Events, u64::try_from(events).unwrap_or(0));
+        |(events, oldest, failures, lost)| {
+            database.count(Counter::Failures, failures.len() as u64);
+            failures.iter().for_each(|sqlstate| database.count_failure(sqlstate));
+            database.count(Counter::Events, u64::try_from(*events).unwrap_or(0));
             database.set(Counter::Lag, u64::try_from(session::clock() - oldest).unwrap_or(0));
-            queue.remove(database, messages, true);
+            queue.remove(database, messages, *lost);
         },
     );
+    database.count(Counter::WorkerTime, u64::try_from(begun_at.elapsed().as_micros()).unwrap_or(0));
     if written.is_err() {
         // Without the extension nothing can be written, nor need be.
         look_for_extension(database)?;

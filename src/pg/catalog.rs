@@ -292,6 +292,10 @@ impl<'a> Row<'a> {
         self.value(column).map(|value| pg_sys::Oid::from(value.value() as u32))
     }
 
+    pub fn float8(&self, column: usize) -> Option<f64> {
+        self.value(column).map(|value| f64::from_bits(value.value() as u64))
+    }
+
     pub fn boolean(&self, column: usize) -> Option<bool> {
         self.value(column).map(|value| value.value() as u8 != 0)
     }

@@ -138,8 +138,10 @@ unsafe fn return_rows(
         pg_sys::InitMaterializedSRF(fcinfo, 0);
         let result = (*fcinfo).resultinfo.cast::<pg_sys::ReturnSetInfo>();
         definition::check_columns(definition, (*result).setDesc)?;
-        for mut tuple in batch.heap_tuples(pg_sys::InvalidOid)? {
-            pg_sys::tuplestore_puttuple((*result).setResult, &mut tuple);
+        let mut tuples = Vec::new();
+        batch.heap_tuples(pg_sys::InvalidOid, &mut tuples)?;
+        for tuple in &mut tuples {
+            pg_sys::tuplestore_puttuple((*result).setResult, tuple);
         }
     }
     Ok(())

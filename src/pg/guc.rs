@@ -77,6 +77,29 @@ pub fn init() {
     unsafe { pg_sys::MarkGUCPrefixReserved(c"audit".as_ptr()) };
 }
 
+/// Layouts say whether time is measured, so they are made anew when that changes.
+pub fn define_track_timing(setting: &'static GucSetting<bool>) {
+    // SAFETY: the hook is guarded, and the strings static.
+    unsafe {
+        GucRegistry::define_bool_guc_with_hooks(
+            c"audit.track_timing",
+            c"Counts the events of each table, and measures the time that sessions spend on auditing.",
+            c"audit.stats and audit.stats_tables show them. Needs shared_preload_libraries.",
+            setting,
+            GucContext::Suset,
+            GucFlags::default(),
+            None,
+            Some(timing_assigned),
+            None,
+        );
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn timing_assigned(_new: bool, _extra: *mut c_void) {
+    crate::layouts::invalidate(None);
+}
+
 impl ContextSetting {
     /// The current value, `None` where it is empty.
     pub fn get(&self) -> Option<Vec<u8>> {

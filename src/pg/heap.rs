@@ -97,8 +97,8 @@ pub fn int8_array(elements: &[i64]) -> pg_sys::Datum {
     }
 }
 
-/// Inserts a row with its index entries. The values match the definition in number and type.
-pub fn insert(definition: &'static Definition, row: &[Value]) -> Result<(), Error> {
+/// Inserts a row with its index entries, and returns where it is. The values match the definition in number and type.
+pub fn insert(definition: &'static Definition, row: &[Value]) -> Result<pg_sys::ItemPointerData, Error> {
     let table = catalog::own_table(definition)?;
     let mut values: Vec<pg_sys::Datum> = Vec::with_capacity(row.len());
     let mut nulls: Vec<bool> = Vec::with_capacity(row.len());
@@ -115,8 +115,8 @@ pub fn insert(definition: &'static Definition, row: &[Value]) -> Result<(), Erro
         check_columns(definition, (*relation).rd_att)?;
         let tuple = pg_sys::heap_form_tuple((*relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
         pg_sys::CatalogTupleInsert(relation, tuple);
+        Ok((*tuple).t_self)
     }
-    Ok(())
 }
 
 unsafe extern "C-unwind" {

@@ -102,7 +102,7 @@ pub(super) unsafe fn insert_entries(
     table: pg_sys::Relation,
     slots: &[*mut pg_sys::TupleTableSlot],
 ) -> Option<pg_sys::Oid> {
-    let mut key = Key::new();
+    let mut key = None;
     for index in indexes {
         let Some(columns) = &index.columns else { continue };
         // SAFETY: as above; the index is locked, then opened and closed.
@@ -117,19 +117,26 @@ pub(super) unsafe fn insert_entries(
                 _ => None,
             };
             let mut begun = false;
+            let mut snapshot = None;
             for &slot in slots {
                 if ranges.as_mut().is_some_and(|ranges| !ranges.concerns(&(*slot).tts_tid)) {
                     continue;
                 }
                 if !begun {
+                    // Operator classes of BRIN have functions in SQL, which need one; at commit there is none.
+                    snapshot = ranges.is_some().then(ActiveSnapshot::ensure);
                     index.begin();
                     begun = true;
                 }
-                columns.read(slot, &mut key);
-                index.insert(relation, table, slot, &mut key);
+                let key = key.get_or_insert_with(Key::new);
+                columns.read(slot, key);
+                index.insert(relation, table, slot, key);
             }
             if begun {
                 index.end(relation);
+            }
+            if let Some(snapshot) = snapshot {
+                snapshot.end();
             }
             unguarded::relation_close(relation, pg_sys::NoLock as i32);
         }

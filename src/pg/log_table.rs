@@ -26,12 +26,19 @@ struct Leaf {
     indexes: Vec<LeafIndex>,
     descriptor: pg_sys::TupleDesc,
     context: pg_sys::MemoryContext,
-    slots: RefCell<Vec<*mut pg_sys::TupleTableSlot>>,
+    rows: Cell<Rows>,
     /// Something that was looked up may have changed.
     stale: Cell<bool>,
     /// An insert is under way, or an ERROR ended one: index access methods keep buffer pins in their cache, which an
     /// ERROR leaves dangling, so such a leaf is never used again.
     busy: Cell<bool>,
+}
+
+/// Memory for the rows of an insert: tuples, and a slot for each.
+#[derive(Default)]
+struct Rows {
+    tuples: Vec<pg_sys::HeapTupleData>,
+    slots: Vec<*mut pg_sys::TupleTableSlot>,
 }
 
 enum Outcome {
@@ -76,6 +83,19 @@ pub fn insert(definition: &'static Definition, occurred_at: i64, command: u32, b
         let leaf = leaf_for(definition, occurred_at)?;
         if leaf.insert(command, batch)? {
             return Ok(());
+        }
+    }
+}
+
+/// The times whose records go where those of `occurred_at` go, which stays so until the transaction ends: the partition is
+/// locked.
+pub fn lock_range(definition: &'static Definition, occurred_at: i64) -> Result<(i64, i64), Error> {
+    loop {
+        let leaf = leaf_for(definition, occurred_at)?;
+        // SAFETY: a lock by oid.
+        unsafe { pg_sys::LockRelationOid(leaf.table, pg_sys::RowExclusiveLock as i32) };
+        if leaf.is_usable() {
+            return Ok(leaf.range);
         }
     }
 }
@@ -146,7 +166,7 @@ impl Leaf {
                 indexes: Vec::new(),
                 descriptor,
                 context,
-                slots: RefCell::new(Vec::new()),
+                rows: Cell::default(),
                 stale: Cell::new(false),
                 busy: Cell::new(false),
             };
@@ -161,15 +181,16 @@ impl Leaf {
 
     /// False where what was looked up is no longer so, and nothing was inserted.
     fn insert(&self, command: u32, batch: &Batch) -> Result<bool, Error> {
-        let mut tuples = batch.heap_tuples(self.table)?;
-        let mut slots = self.slots.take();
+        let mut rows = self.rows.take();
+        batch.heap_tuples(self.table, &mut rows.tuples)?;
+        let Rows { tuples, slots } = &mut rows;
         // SAFETY: the partition was checked to be a heap with the columns of the tuples. The slots are ours alone while
-        // they are out of `self.slots`; they are filled afresh on each use. An ERROR closes relations and releases
+        // they are out of `self.rows`; they are filled afresh on each use. An ERROR closes relations and releases
         // buffers through the resource owner, and leaves `busy` set, so that nothing kept here is used again.
         unsafe {
-            self.fill_slots(&mut slots, &mut tuples);
+            self.fill_slots(slots, tuples);
             let slots = &mut slots[..tuples.len()];
-            match guarded(|| self.insert_plain(command, &mut tuples, slots)) {
+            match guarded(|| self.insert_plain(command, tuples, slots)) {
                 Outcome::Inserted => {}
                 Outcome::Stale => return Ok(false),
                 Outcome::IndexMissing(oid) => return Err(Error::NoSuchTable { oid: oid.to_u32() }),
@@ -177,7 +198,7 @@ impl Leaf {
             expression_index::insert_entries(&self.indexes, self.table, slots)?;
         }
         self.busy.set(false);
-        self.slots.replace(slots);
+        self.rows.set(rows);
         Ok(true)
     }
 

@@ -24,6 +24,7 @@ pub mod generated;
 pub mod guc;
 pub mod heap;
 pub mod hooks;
+pub mod in_transit;
 pub mod instants;
 pub mod log_index;
 pub mod log_partition;

@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 
+use audit_core::jsonb::Writer;
 use pgrx::pg_sys;
 
 use super::attempt::SqlState;
@@ -41,6 +42,8 @@ pub struct ColumnDescription {
     pub type_id: pg_sys::Oid,
     pub type_name: Vec<u8>,
     pub shape: Shape,
+    /// What rows written before the column was added have in it, as JSONB; `None` where that is null.
+    pub missing: Option<Vec<u8>>,
 }
 
 /// An open relation. Whoever opened it closes it: the executor for a trigger's, [`Opened`] for ours.
@@ -160,6 +163,7 @@ impl Relation {
                     .to_bytes()
                     .to_vec(),
                     shape: Shape { length: attribute.attlen, by_value: attribute.attbyval },
+                    missing: missing_value((*self.0).rd_att, attribute),
                 })
                 .collect()
         };
@@ -443,6 +447,22 @@ pub fn with_descendants(oid: pg_sys::Oid, lock: u32) -> Vec<pg_sys::Oid> {
 pub fn is_locked_by_us(oid: pg_sys::Oid, lock: u32) -> bool {
     // SAFETY: looks into this backend's own table of locks; any oid is allowed.
     unsafe { pg_sys::CheckRelationOidLockedByMe(oid, lock as pg_sys::LOCKMODE, true) }
+}
+
+/// The value of a column in rows that were written before it was added, as their images have it.
+unsafe fn missing_value(descriptor: pg_sys::TupleDesc, attribute: &pg_sys::FormData_pg_attribute) -> Option<Vec<u8>> {
+    if !attribute.atthasmissing {
+        return None;
+    }
+    let mut is_null = false;
+    // SAFETY: the caller has the relation open; the descriptor has such a value of a column that says so. The context is
+    // that of the call, as is the encoder.
+    let (value, encoder) = unsafe {
+        let value = pg_sys::getmissingattr(descriptor, i32::from(attribute.attnum), &mut is_null);
+        (value, Encoder::for_type(attribute.atttypid, pg_sys::CurrentMemoryContext).0)
+    };
+    let mut json = Writer::new();
+    (!is_null && encoder.write(value, &mut json).is_ok()).then(|| json.jsonb().to_vec())
 }
 
 /// `schema.name`, each quoted where needed.

@@ -160,10 +160,21 @@ pub fn current_command() -> u32 {
     unsafe { pg_sys::GetCurrentCommandId(true) }
 }
 
+/// The command that what is written at commit belongs to: nothing comes after it that would have to see it.
+pub fn last_command() -> u32 {
+    // SAFETY: a read of the transaction state; marking the command as used is what could fail.
+    unsafe { unguarded::GetCurrentCommandId(false) }
+}
+
 /// The top transaction's id, assigned if need be.
 pub fn transaction_id() -> u64 {
-    // SAFETY: a transaction is under way.
-    unsafe { pg_sys::GetTopFullTransactionId().value }
+    // SAFETY: a transaction is under way; reading its id, if it has one, cannot fail.
+    unsafe {
+        match unguarded::GetTopFullTransactionIdIfAny().value {
+            0 => pg_sys::GetTopFullTransactionId().value,
+            assigned => assigned,
+        }
+    }
 }
 
 /// The session's database.

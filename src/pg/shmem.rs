@@ -6,6 +6,7 @@
 //! and abort callbacks, and by a process that is refused before it has become a backend.
 
 use std::cell::UnsafeCell;
+use std::collections::BTreeMap;
 use std::mem::size_of;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -20,6 +21,12 @@ use crate::gucs;
 const DATABASES: usize = 128;
 /// Addresses whose refused logins are told apart.
 const FOLDS: usize = 64;
+/// Tables whose numbers are kept at one time, of all databases.
+const TABLES: usize = 1024;
+/// Places where a table's numbers may be.
+const TABLE_PROBES: usize = 32;
+/// Classes of SQLSTATEs that are told apart in one database. PostgreSQL has 44.
+const CLASSES: usize = 60;
 /// Longest message of an alert that is kept.
 const ALERT_BYTES: usize = 192;
 /// Longest name of a database, with its end.
@@ -39,12 +46,38 @@ struct Area {
     free: AtomicU32,
     lowest_free: AtomicU32,
     tickets: AtomicU64,
+    /// Numbers handed out by `number`.
+    numbers: AtomicU64,
+    /// Tells this area from those before it: when it was made.
+    incarnation: AtomicI64,
     launcher: AtomicU32,
     is_shutting_down: AtomicU32,
     is_claiming: AtomicU32,
     is_folding: AtomicU32,
     folds: UnsafeCell<[Entry; FOLDS]>,
+    tables: [TableState; TABLES],
     databases: [Database; DATABASES],
+}
+
+/// Numbers that are counted for each table.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum TableCounter {
+    /// Events recorded, or handed over.
+    Events,
+    /// Row changes that sampling left out.
+    SampledOut,
+    /// Time spent capturing.
+    Nanoseconds,
+}
+
+pub const TABLE_COUNTERS: usize = TableCounter::Nanoseconds as usize + 1;
+
+/// What is kept of a table. All zero is none.
+#[repr(C)]
+struct TableState {
+    /// Database and table.
+    key: AtomicU64,
+    counters: [AtomicU64; TABLE_COUNTERS],
 }
 
 /// Numbers that are counted for each database.
@@ -70,6 +103,16 @@ pub enum Counter {
     Failures,
     /// Failed statements for which there was no room.
     FailuresLost,
+    /// Transactions whose events of async tables were written by the session.
+    Fallbacks,
+    /// Events that were handed over and lost.
+    EventsLost,
+    /// Row changes that sampling left out.
+    SampledOut,
+    /// Microseconds that sessions spent on auditing, while it was measured.
+    SessionTime,
+    /// Microseconds that workers spent writing.
+    WorkerTime,
     /// Failures of auditing itself: attempts of the worker to write, errors in sessions that are no fault of theirs.
     Errors,
     /// Workers started after one that ended otherwise than idle.
@@ -107,12 +150,18 @@ pub struct Database {
     /// The worker's entry among the server's processes, plus one.
     worker: AtomicU32,
     departure: AtomicU32,
+    /// The worker looks soon by itself.
+    is_dozing: AtomicU32,
+    /// Since the area was made, it was looked for what was lost before.
+    is_checked: AtomicU32,
     inbox: AtomicU32,
     first: AtomicU32,
     last: AtomicU32,
     depth: AtomicU32,
     high_water: AtomicU32,
     counters: [AtomicU64; COUNTERS],
+    /// The two characters of a class, and how many failures there were.
+    classes: [(AtomicU32, AtomicU64); CLASSES],
     reset_at: AtomicI64,
     /// As it was when somebody last looked, with a NUL after it.
     name: [AtomicU8; NAME_BYTES],
@@ -248,6 +297,7 @@ fn attach() {
     if let Some(queue) = queue().filter(|_| !found) {
         queue.pool().init();
         queue.area.lowest_free.store(sizes.blocks as u32, Ordering::Release);
+        queue.area.incarnation.store(super::session::clock(), Ordering::Release);
         for database in &queue.area.databases {
             database.init(0);
         }
@@ -258,6 +308,13 @@ fn attach() {
 pub fn queue() -> Option<Queue> {
     // SAFETY: once set, the area is there as long as the process.
     unsafe { AREA.load(Ordering::Acquire).as_ref() }.map(|area| Queue { area })
+}
+
+/// The queue, and what is kept of the session's database, as far as there is anything.
+pub fn own_database() -> Option<(Queue, &'static Database)> {
+    let queue = queue()?;
+    let oid = super::session::database();
+    Some((queue, queue.databases().find(|database| database.oid() == oid)?))
 }
 
 #[derive(Clone, Copy)]
@@ -341,13 +398,50 @@ impl Queue {
         Some(Reserved(first))
     }
 
+    /// Writes over the beginning of a message, at most a block less its header. Nothing here can fail.
+    pub fn overwrite(&self, reserved: &Reserved, bytes: &[u8]) {
+        let length = bytes.len().min(BLOCK - size_of::<Header>());
+        // SAFETY: the block is this process's own until it is published; the bytes end within it.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.block(reserved.0).add(size_of::<Header>()), length);
+        }
+    }
+
+    /// Gives back what was reserved. Nothing here can fail.
+    pub fn give_back(&self, reserved: Reserved) {
+        self.pool().release(reserved.0);
+    }
+
     /// Hands a message to the database's worker. Nothing here can fail.
     pub fn publish(&self, database: &'static Database, reserved: Reserved) {
+        self.put(database, reserved);
+        self.wake_worker(database);
+    }
+
+    /// As `publish`, for a message that nobody waits for: a worker that looks soon by itself is not disturbed while there
+    /// is room. Nothing here can fail.
+    pub fn publish_deferred(&self, database: &'static Database, reserved: Reserved) {
+        self.put(database, reserved);
+        let is_roomy = self.area.free.load(Ordering::Relaxed) >= self.area.blocks / 2;
+        if !(is_roomy && database.is_dozing.load(Ordering::SeqCst) != 0) {
+            self.wake_worker(database);
+        }
+    }
+
+    /// A number that nobody else has, in this incarnation.
+    pub fn number(&self) -> u64 {
+        self.area.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub fn incarnation(&self) -> i64 {
+        self.area.incarnation.load(Ordering::Acquire)
+    }
+
+    fn put(&self, database: &'static Database, reserved: Reserved) {
         let depth = database.depth.fetch_add(1, Ordering::Relaxed) + 1;
         database.high_water.fetch_max(depth, Ordering::Relaxed);
         database.count(Counter::Messages, 1);
         self.messages(database).publish(reserved.0);
-        self.wake_worker(database);
     }
 
     /// Wakes the database's worker, or the launcher to start one.
@@ -399,6 +493,50 @@ impl Queue {
         self.area.databases.iter().filter(|database| database.oid.load(Ordering::Acquire) != 0)
     }
 
+    /// Adds to a table's numbers, if there is a place for them. Nothing here can fail.
+    pub fn count_table(&self, database: &Database, table: u32, by: [u64; TABLE_COUNTERS]) {
+        let key = u64::from(database.oid().to_u32()) << 32 | u64::from(table);
+        let first = (key ^ key >> 32).wrapping_mul(0x9E37_79B9_7F4A_7C15) as usize;
+        let places = || (0..TABLE_PROBES).map(|probe| &self.area.tables[first.wrapping_add(probe) % TABLES]);
+        let known = places().find(|place| place.key.load(Ordering::Acquire) == key);
+        let claim =
+            |place: &&TableState| place.key.compare_exchange(0, key, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        // Two processes that meet a new table may both take a place: who reads adds them up.
+        if let Some(place) = known.or_else(|| places().find(claim)) {
+            place.counters.iter().zip(by).filter(|(_, by)| *by > 0).for_each(|(counter, by)| {
+                counter.fetch_add(by, Ordering::Relaxed);
+            });
+        }
+    }
+
+    /// The tables of a database that have numbers.
+    pub fn tables(&self, database: &Database) -> BTreeMap<u32, [u64; TABLE_COUNTERS]> {
+        let mut tables = BTreeMap::new();
+        for state in self.table_states(database) {
+            let table = state.key.load(Ordering::Acquire) as u32;
+            let sums: &mut [u64; TABLE_COUNTERS] = tables.entry(table).or_default();
+            for (sum, counter) in sums.iter_mut().zip(&state.counters) {
+                *sum += counter.load(Ordering::Relaxed);
+            }
+        }
+        tables
+    }
+
+    fn table_states(&self, database: &Database) -> impl Iterator<Item = &'static TableState> {
+        let oid = u64::from(database.oid().to_u32());
+        self.area.tables.iter().filter(move |state| state.key.load(Ordering::Acquire) >> 32 == oid)
+    }
+
+    /// Sets a database's numbers to zero.
+    pub fn reset(&self, database: &Database, now: i64) {
+        for state in self.table_states(database) {
+            state.counters.iter().for_each(|counter| counter.store(0, Ordering::Relaxed));
+            // Dropped tables give up their places so.
+            state.key.store(0, Ordering::Release);
+        }
+        database.reset(now);
+    }
+
     pub fn is_empty(&self, database: &'static Database) -> bool {
         self.messages(database).is_empty()
     }
@@ -440,13 +578,16 @@ impl Queue {
         Message { bytes, ticket }
     }
 
-    /// Removes the oldest messages, which were read before, and tells who waits whether they are written.
-    pub fn remove(&self, database: &'static Database, messages: &[Message], is_written: bool) {
+    /// Removes the oldest messages, which were read before, and tells who waits whether they are written. Some that nobody
+    /// waits for may be lost while the rest is written.
+    pub fn remove(&self, database: &'static Database, messages: &[Message], lost: usize) {
+        let is_written = lost < messages.len();
+        database.count(Counter::Written, messages.len().saturating_sub(lost) as u64);
+        database.count(Counter::Lost, lost as u64);
         for message in messages {
             let Some(first) = self.messages(database).remove_first() else { break };
             self.pool().release(first);
             database.depth.fetch_sub(1, Ordering::Relaxed);
-            database.count(if is_written { Counter::Written } else { Counter::Lost }, 1);
             if let Some(ticket) = message.ticket {
                 self.acknowledge(ticket, is_written);
             }
@@ -566,6 +707,8 @@ impl Database {
         self.presence.store(0, Ordering::Relaxed);
         self.worker.store(0, Ordering::Relaxed);
         self.departure.store(0, Ordering::Relaxed);
+        self.is_dozing.store(0, Ordering::Relaxed);
+        self.is_checked.store(0, Ordering::Relaxed);
         self.depth.store(0, Ordering::Relaxed);
         self.reset(0);
         self.set_name(b"");
@@ -658,7 +801,21 @@ impl Database {
     }
 
     pub fn detach_worker(&self) {
+        self.set_dozing(false);
         self.worker.store(0, Ordering::SeqCst);
+    }
+
+    /// The worker will look soon, or is looking: messages that came before the latter are found.
+    pub fn set_dozing(&self, yes: bool) {
+        self.is_dozing.store(u32::from(yes), Ordering::SeqCst);
+    }
+
+    pub fn is_checked(&self) -> bool {
+        self.is_checked.load(Ordering::Relaxed) != 0
+    }
+
+    pub fn set_checked(&self) {
+        self.is_checked.store(1, Ordering::Relaxed);
     }
 
     pub fn has_worker(&self) -> bool {
@@ -694,8 +851,28 @@ impl Database {
         (self.depth.load(Ordering::Relaxed), self.high_water.load(Ordering::Relaxed))
     }
 
+    /// Counts a failed statement by its SQLSTATE. The worker alone may.
+    pub fn count_failure(&self, sqlstate: &str) {
+        let Some(&[first, second]) = sqlstate.as_bytes().first_chunk() else { return };
+        let class = u32::from(first) << 8 | u32::from(second);
+        let holds = |place: &&(AtomicU32, AtomicU64)| matches!(place.0.load(Ordering::Relaxed), known if known == class || known == 0);
+        if let Some((known, count)) = self.classes.iter().find(holds) {
+            known.store(class, Ordering::Relaxed);
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Failed statements by class.
+    pub fn failure_classes(&self) -> Vec<(String, u64)> {
+        let counts =
+            self.classes.iter().map(|(class, count)| (class.load(Ordering::Relaxed), count.load(Ordering::Relaxed)));
+        let name = |class: u32| [(class >> 8) as u8, class as u8].map(char::from).iter().collect();
+        counts.filter(|(_, count)| *count > 0).map(|(class, count)| (name(class), count)).collect()
+    }
+
     /// Sets the counters to zero.
-    pub fn reset(&self, now: i64) {
+    fn reset(&self, now: i64) {
+        self.classes.iter().for_each(|(_, count)| count.store(0, Ordering::Relaxed));
         self.counters.iter().for_each(|counter| counter.store(0, Ordering::Relaxed));
         self.high_water.store(self.depth.load(Ordering::Relaxed), Ordering::Relaxed);
         self.reset_at.store(now, Ordering::Relaxed);

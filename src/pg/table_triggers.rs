@@ -72,7 +72,7 @@ pub fn ensure(table: pg_sys::Oid, function: pg_sys::Oid) -> Result<(), Error> {
             remove(*trigger);
         }
         if good.is_empty() && !by_clone {
-            create(table, function, &wanted.name(table), wanted.trigger_type());
+            create(table, function, &wanted.name(table), wanted.trigger_type(), false);
         }
     }
     Ok(())
@@ -88,12 +88,12 @@ pub fn ensure_append_only(table: pg_sys::Oid, function: pg_sys::Oid) {
     let Some(opened) = Opened::with_lock(table, pg_sys::ShareRowExclusiveLock) else { return };
     let guards = opened.relation().matching_triggers(function, REFUSED as i16);
     drop(opened);
-    let (good, bad): (Vec<_>, Vec<_>) = guards.into_iter().partition(|(_, is_good)| *is_good);
-    for (trigger, _) in good.iter().skip(1).chain(&bad) {
-        remove(*trigger);
-    }
-    if good.is_empty() {
-        create(table, function, &unique_name("append_only", table), REFUSED as i16);
+    if !guards.iter().any(|(_, is_good)| *is_good) {
+        for (trigger, _) in guards {
+            remove(trigger);
+        }
+        // Internal, so that no dump carries it: where the partition is attached again, it is made again.
+        create(table, function, "append_only", REFUSED as i16, true);
     }
 }
 
@@ -135,7 +135,7 @@ fn remove(trigger: pg_sys::Oid) {
     }
 }
 
-fn create(table: pg_sys::Oid, function: pg_sys::Oid, name: &str, trigger_type: i16) {
+fn create(table: pg_sys::Oid, function: pg_sys::Oid, name: &str, trigger_type: i16, is_internal: bool) {
     const EVENTS: u32 = pg_sys::TRIGGER_TYPE_INSERT
         | pg_sys::TRIGGER_TYPE_UPDATE
         | pg_sys::TRIGGER_TYPE_DELETE
@@ -161,7 +161,7 @@ fn create(table: pg_sys::Oid, function: pg_sys::Oid, name: &str, trigger_type: i
             function,
             pg_sys::InvalidOid,
             std::ptr::null_mut(),
-            false,
+            is_internal,
             false,
             pg_sys::TRIGGER_FIRES_ALWAYS as c_char,
         );

@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 
+use audit_core::buf;
 use audit_core::error::Error as CoreError;
 use pgrx::pg_sys;
 
@@ -44,7 +45,7 @@ impl Batch {
     /// Appends the tuples of another batch.
     pub fn append(&mut self, other: &Batch) -> Result<(), CoreError> {
         let used = other.used.next_multiple_of(WORD);
-        self.tuples.try_reserve(other.tuples.len()).map_err(|_| CoreError::OutOfMemory)?;
+        buf::reserve(&mut self.tuples, other.tuples.len())?;
         self.reserve(used)?;
         let start = self.used / WORD;
         self.words[start..start + used / WORD].clone_from_slice(&other.words[..used / WORD]);
@@ -58,7 +59,7 @@ impl Batch {
     pub fn tuple(&mut self, columns: usize, payload: usize) -> Result<TupleWriter<'_>, CoreError> {
         let data_at = (HEADER + columns.div_ceil(8)).next_multiple_of(WORD);
         let room = (data_at + columns * FIXED_MAX + payload).next_multiple_of(WORD);
-        self.tuples.try_reserve(1).map_err(|_| CoreError::OutOfMemory)?;
+        buf::reserve(&mut self.tuples, 1)?;
         self.reserve(room)?;
         let Batch { words, used, tuples } = self;
         // SAFETY: `reserve` made sure of the words; they are borrowed mutably.
@@ -71,11 +72,11 @@ impl Batch {
         Ok(TupleWriter { bytes, at: data_at, column: 0, used, tuples })
     }
 
-    /// The tuples as PostgreSQL's functions take them. They point into the batch.
-    pub fn heap_tuples(&self, table: pg_sys::Oid) -> Result<Vec<pg_sys::HeapTupleData>, CoreError> {
+    /// Puts the tuples into `tuples` as PostgreSQL's functions take them. They point into the batch.
+    pub fn heap_tuples(&self, table: pg_sys::Oid, tuples: &mut Vec<pg_sys::HeapTupleData>) -> Result<(), CoreError> {
         let base = self.words.as_ptr().cast_mut().cast::<u8>();
-        let mut tuples = Vec::new();
-        tuples.try_reserve_exact(self.tuples.len()).map_err(|_| CoreError::OutOfMemory)?;
+        tuples.clear();
+        buf::reserve(tuples, self.tuples.len())?;
         tuples.extend(self.tuples.iter().map(|&(start, length)| pg_sys::HeapTupleData {
             t_len: length as u32,
             t_self: pg_sys::ItemPointerData {
@@ -86,7 +87,7 @@ impl Batch {
             // SAFETY: start is within the buffer, which stays as it is until the tuples are inserted.
             t_data: unsafe { base.add(start) }.cast(),
         }));
-        Ok(tuples)
+        Ok(())
     }
 
     /// Makes room for `count` more bytes.

@@ -15,6 +15,9 @@ unsafe extern "C-unwind" {
     pub fn GetSessionUserId() -> pg_sys::Oid;
     pub fn GetUserId() -> pg_sys::Oid;
     pub fn GetCurrentSubTransactionId() -> pg_sys::SubTransactionId;
+    pub fn GetTopFullTransactionIdIfAny() -> pg_sys::FullTransactionId;
+    /// With `false`: else it fails in a parallel worker.
+    pub fn GetCurrentCommandId(used: bool) -> pg_sys::CommandId;
     pub fn GetCurrentTimestamp() -> pg_sys::TimestampTz;
     pub fn GetXLogInsertRecPtr() -> pg_sys::XLogRecPtr;
     pub fn HeapTupleHeaderGetCmin(tuple: pg_sys::HeapTupleHeader) -> pg_sys::CommandId;

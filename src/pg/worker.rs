@@ -22,6 +22,7 @@ mod handlers {
     unsafe extern "C-unwind" {
         pub fn SignalHandlerForConfigReload(signal: c_int);
         pub fn SignalHandlerForShutdownRequest(signal: c_int);
+        pub fn die(signal: c_int);
     }
 }
 
@@ -54,14 +55,27 @@ fn describe(name: &CStr, kind: &CStr, function: &CStr) -> pg_sys::BackgroundWork
     worker
 }
 
+/// What a worker does in its database.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Job {
+    /// Writes what is in the queue; told to end, it does so first.
+    Queue,
+    /// Can be left off at any time.
+    Maintenance,
+}
+
 /// A worker that was asked for.
 pub struct Started(*mut pg_sys::BackgroundWorkerHandle);
 
 /// Asks for a worker for a database; `None` if `max_worker_processes` are running. This process's latch is set when it
 /// has started and when it has ended.
-pub fn start(database: pg_sys::Oid) -> Option<Started> {
-    let name = CString::new(format!("audit worker for database {}", database.to_u32())).unwrap_or_default();
-    let mut worker = describe(&name, c"audit worker", c"audit_worker_main");
+pub fn start(job: Job, database: pg_sys::Oid) -> Option<Started> {
+    let (kind, function) = match job {
+        Job::Queue => (c"audit worker", c"audit_worker_main"),
+        Job::Maintenance => (c"audit maintenance", c"audit_maintenance_main"),
+    };
+    let name = format!("{} for database {}", kind.to_string_lossy(), database.to_u32());
+    let mut worker = describe(&CString::new(name).unwrap_or_default(), kind, function);
     let mut handle = std::ptr::null_mut();
     // SAFETY: the server copies the structure, and allocates the handle in the memory context that is to live as long as
     // this process.
@@ -101,28 +115,43 @@ pub unsafe extern "C-unwind" fn audit_launcher_main(_argument: pg_sys::Datum) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn audit_worker_main(argument: pg_sys::Datum) {
     let database = pg_sys::Oid::from(argument.value() as u32);
-    begin(Some(database));
+    begin(Some((Job::Queue, database)));
     crate::worker::worker(database);
 }
 
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn audit_maintenance_main(argument: pg_sys::Datum) {
+    let database = pg_sys::Oid::from(argument.value() as u32);
+    begin(Some((Job::Maintenance, database)));
+    crate::maintenance::worker(database);
+}
+
 /// Signals, then the connection: without a database only the shared catalogs can be read.
-fn begin(database: Option<pg_sys::Oid>) {
+fn begin(job: Option<(Job, pg_sys::Oid)>) {
     const SIGHUP: i32 = 1;
     const SIGTERM: i32 = 15;
     // SAFETY: this is what a background worker does first (PostgreSQL, contrib/pg_prewarm/autoprewarm.c). SIGTERM sets a
-    // flag and the latch, so that what is in the queue is written before the process ends.
+    // flag and the latch, so that what is in the queue is written before the process ends; maintenance ends at once, as a
+    // session does.
     unsafe {
         pqsignal(SIGHUP, Some(handlers::SignalHandlerForConfigReload));
-        pqsignal(SIGTERM, Some(handlers::SignalHandlerForShutdownRequest));
+        if matches!(job, Some((Job::Maintenance, _))) {
+            pqsignal(SIGTERM, Some(handlers::die));
+        } else {
+            pqsignal(SIGTERM, Some(handlers::SignalHandlerForShutdownRequest));
+        }
         pg_sys::BackgroundWorkerUnblockSignals();
-        match database {
+        match job {
             None => pg_sys::BackgroundWorkerInitializeConnection(std::ptr::null(), std::ptr::null(), 0),
-            Some(database) => {
+            Some((_, database)) => {
                 pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
                 // Whatever the database's settings say: a lock that somebody keeps must not keep the worker for ever,
                 // and what it writes is to be durable when it says so.
                 for (name, value) in [
                     (c"lock_timeout", c"5s"),
+                    // In a deadlock it is the worker who gives way, and tries again.
+                    (c"deadlock_timeout", c"100ms"),
                     (c"synchronous_commit", c"on"),
                     (c"default_transaction_read_only", c"off"),
                     (c"default_transaction_isolation", c"read committed"),

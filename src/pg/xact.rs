@@ -7,7 +7,7 @@ use std::ffi::c_void;
 use pgrx::{pg_guard, pg_sys};
 
 use super::{composite, log_table, publish, readers, report, session, statement};
-use crate::{facts, failures, layouts, logins, transaction};
+use crate::{deferred, facts, failures, layouts, logins, modes, transaction};
 
 /// Registers the callbacks, once per process.
 pub fn init() {
@@ -30,24 +30,35 @@ pub fn init() {
 unsafe extern "C-unwind" fn at_transaction(event: pg_sys::XactEvent::Type, _argument: *mut c_void) {
     use pg_sys::XactEvent::*;
     match event {
-        XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => report::ok(transaction::before_commit()),
+        XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => {
+            report::ok(modes::timed_commit(|| {
+                deferred::before_commit(event == XACT_EVENT_PRE_PREPARE)?;
+                transaction::before_commit()
+            }));
+        }
         XACT_EVENT_COMMIT => {
-            transaction::ended(transaction::End::Committed);
+            ended(transaction::End::Committed);
             publish::committed();
             failures::retry();
             if session::has_client() {
                 logins::logged_in();
             }
         }
-        XACT_EVENT_PREPARE => transaction::ended(transaction::End::Prepared),
+        XACT_EVENT_PREPARE => ended(transaction::End::Prepared),
         XACT_EVENT_ABORT => {
-            failures::transaction_rolled_back(transaction::next_seq());
-            transaction::ended(transaction::End::Aborted);
+            failures::transaction_rolled_back(transaction::captured());
+            ended(transaction::End::Aborted);
             publish::aborted();
             statement::transaction_aborted();
         }
         _ => {}
     }
+}
+
+fn ended(end: transaction::End) {
+    deferred::ended(end);
+    modes::transaction_ended(end);
+    transaction::ended(end);
 }
 
 #[pg_guard]
@@ -60,14 +71,16 @@ unsafe extern "C-unwind" fn at_subtransaction(
     use pg_sys::SubXactEvent::*;
     match event {
         SUBXACT_EVENT_COMMIT_SUB => {
+            modes::subtransaction_committed(id, parent);
             transaction::subtransaction_committed(id, parent);
             publish::subtransaction_committed(id, parent);
         }
         SUBXACT_EVENT_ABORT_SUB => {
-            let captured = transaction::next_seq();
+            let captured = transaction::captured();
+            modes::subtransaction_aborted(id);
             transaction::subtransaction_aborted(id);
             publish::subtransaction_aborted(id);
-            failures::rolled_back(captured - transaction::next_seq());
+            failures::rolled_back(captured - transaction::captured());
             statement::subtransaction_aborted();
         }
         _ => {}

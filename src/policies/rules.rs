@@ -4,12 +4,14 @@ use pgrx::pg_sys::{self, Oid};
 
 use crate::context::REQUIRABLE;
 use crate::error::Error;
+use crate::modes::Mode;
 use crate::pg::catalog;
 use crate::pg::relation::{self, Relation};
 
 /// How a table is audited.
 #[derive(Clone, Default)]
 pub struct Options {
+    pub mode: Mode,
     pub exclude_columns: Vec<String>,
     pub mask_columns: Vec<String>,
     pub soft_delete_column: Option<String>,
@@ -17,22 +19,6 @@ pub struct Options {
     pub skip_unchanged: bool,
     pub snapshot: bool,
     pub tenant_column: Option<String>,
-}
-
-/// Refuses what is not `sync` at rate 1.
-pub fn check_mode(mode: &str, sample_rate: f64) -> Result<(), Error> {
-    match mode {
-        "sync" if sample_rate == 1.0 => Ok(()),
-        "sync" => Err(Error::InvalidOption {
-            message: "sample_rate must be 1 in mode \"sync\"".into(),
-            hint: "Mode \"sync\" records every change.",
-        }),
-        "async" | "sampled" => Err(Error::ModeNotAvailable { mode: mode.into() }),
-        _ => Err(Error::InvalidOption {
-            message: format!("unknown audit mode \"{mode}\""),
-            hint: "Modes are sync, async and sampled.",
-        }),
-    }
 }
 
 pub(super) fn is_auditable_kind(relation: Relation) -> bool {

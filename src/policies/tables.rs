@@ -8,10 +8,11 @@ use pgrx::spi::SpiClient;
 
 use super::{NewRule, Options};
 use crate::error::Error;
+use crate::modes::Mode;
 use crate::pg::env::{self, Env};
 use crate::pg::relation::{self, Relation, with_descendants};
 
-/// Forgets the policies of tables and schemas that are gone, and the action rules.
+/// Forgets the policies of tables and schemas that are gone, the action rules, and the oids of their layouts.
 pub fn forget_dropped() -> Result<(), Error> {
     let _acting = super::Acting::begin()?;
     run(
@@ -24,6 +25,13 @@ pub fn forget_dropped() -> Result<(), Error> {
         "DELETE FROM audit.action_rule r USING pg_catalog.pg_event_trigger_dropped_objects() d
          WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
            AND r.target = d.objid",
+        &[],
+    )?;
+    // The layouts stay known as written here, but another table can get the oid.
+    run(
+        "UPDATE audit.local_layout l SET relid = 0 FROM pg_catalog.pg_event_trigger_dropped_objects() d
+         WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
+           AND l.relid = d.objid",
         &[],
     )?;
     run(
@@ -193,6 +201,7 @@ pub(super) fn schema_options(relation: Relation) -> Result<Option<Options>, Erro
         &[name.as_str().into(), String::from_utf8_lossy(&relation.name()).into_owned().into()],
         |row| {
             Ok(Some(Options {
+                mode: Mode::Sync,
                 exclude_columns: row.get::<Vec<String>>(1)?.unwrap_or_default(),
                 mask_columns: row.get::<Vec<String>>(2)?.unwrap_or_default(),
                 soft_delete_column: row.get(3)?,
@@ -245,9 +254,10 @@ pub(super) fn write_policy(target: Oid, inherited_from: Option<Oid>, options: &O
     run(
         &format!(
             "INSERT INTO audit.policy (target, inherited_from, exclude_columns, mask_columns, soft_delete_column,
-            require_context, skip_unchanged, tenant_column)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+            require_context, skip_unchanged, tenant_column, mode, sample_rate)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
          ON CONFLICT (target) DO UPDATE SET inherited_from = excluded.inherited_from,
+            mode = excluded.mode, sample_rate = excluded.sample_rate,
             {REPLACE_OPTIONS}"
         ),
         &[
@@ -259,6 +269,8 @@ pub(super) fn write_policy(target: Oid, inherited_from: Option<Oid>, options: &O
             options.require_context.clone().into(),
             options.skip_unchanged.into(),
             options.tenant_column.clone().into(),
+            options.mode.name().into(),
+            options.mode.sample_rate().into(),
         ],
     )
 }
@@ -276,10 +288,12 @@ pub(super) fn copy_policy(table: Oid, source: Oid) -> Result<(), Error> {
     run(
         &format!(
             "INSERT INTO audit.policy (target, inherited_from, exclude_columns, mask_columns, soft_delete_column,
-            require_context, skip_unchanged, tenant_column)
-         SELECT $1, $2, exclude_columns, mask_columns, soft_delete_column, require_context, skip_unchanged, tenant_column
+            require_context, skip_unchanged, tenant_column, mode, sample_rate)
+         SELECT $1, $2, exclude_columns, mask_columns, soft_delete_column, require_context, skip_unchanged, tenant_column,
+            mode, sample_rate
          FROM audit.policy WHERE target = $2
          ON CONFLICT (target) DO UPDATE SET inherited_from = excluded.inherited_from,
+            mode = excluded.mode, sample_rate = excluded.sample_rate,
             {REPLACE_OPTIONS}"
         ),
         &[oid(table), oid(source)],

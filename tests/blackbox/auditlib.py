@@ -156,7 +156,7 @@ def events(conn, table=None, relation_oids=None):
         relation_oids = relids(conn, table)
     rows = conn.execute(
         """WITH layout AS (
-               SELECT r.*, coalesce(l.relid, to_regclass(format('%%I.%%I', r.schema_name, r.table_name)), r.relid)::int8 AS oid
+               SELECT r.*, coalesce(CASE l.relid WHEN 0 THEN r.relid ELSE l.relid END, to_regclass(format('%%I.%%I', r.schema_name, r.table_name)), r.relid)::int8 AS oid
                  FROM audit.relation r LEFT JOIN audit.local_layout l ON l.relation_id = r.id)
            SELECT c.era, c.position::text, e.command, e.seq, e.changeset_id, e.operation::text, e.status::text,
                   r.oid, r.schema_name, r.table_name, e.resource_id, e.row_image::text, e.old_values::text,

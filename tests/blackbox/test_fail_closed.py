@@ -85,7 +85,7 @@ RELEASE = """
         SELECT array_agg(o.type || ' ' || o.identity) INTO members
           FROM pg_depend d, pg_identify_object(d.classid, d.objid, 0) o
          WHERE d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'audit_ext') AND d.deptype = 'e'
-           AND (o.type IN ('table', 'view', 'sequence')
+           AND (o.type IN ('table', 'view', 'sequence', 'operator', 'operator class', 'operator family')
                 OR o.type = 'function' AND (SELECT l.lanname <> 'c' OR p.proname = 'pending_changesets'
                                               FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang WHERE p.oid = d.objid));
         FOREACH member IN ARRAY members LOOP
@@ -237,7 +237,7 @@ def test_log_is_damaged_while_a_writer_waits_for_it(conn, db, witness, damage):
         "ALTER TABLE audit.event_default ALTER details SET NOT NULL",
         """DO $$ DECLARE i regclass; BEGIN
                   FOR i IN SELECT indexrelid FROM pg_index WHERE NOT indisprimary
-                               AND indrelid IN ('audit.event'::regclass, 'audit.changeset'::regclass) LOOP
+                               AND indrelid IN ('audit.event_default'::regclass, 'audit.changeset_default'::regclass) LOOP
                       EXECUTE 'DROP INDEX ' || i;
                   END LOOP; END $$""",
     ],
@@ -278,7 +278,7 @@ def test_log_with_additions_is_written_rightly_or_not_at_all(conn, db, witness, 
     "damage",
     [
         "DELETE FROM audit.policy",
-        "ALTER EXTENSION audit_ext DROP TABLE audit.policy; DROP TABLE audit.policy CASCADE",
+        RELEASE + "DROP TABLE audit.policy CASCADE",
         RELEASE + "DROP TABLE audit.relation",
     ],
 )

@@ -205,13 +205,6 @@ def test_toast_tables_are_refused(conn):
         conn.execute("SELECT audit.enable(reltoastrelid) FROM pg_class WHERE oid = 't'::regclass")
 
 
-@pytest.mark.parametrize("mode", ["async", "sampled"])
-def test_modes_to_come_are_refused(table, mode):
-    with sqlstate("0A000"):
-        table.execute("SELECT audit.enable('t', mode => %s)", [mode])
-    assert policy(table) is None
-
-
 def test_unknown_modes_are_refused(table):
     with sqlstate("22023"):
         table.execute("SELECT audit.enable('t', mode => 'nonsense')")

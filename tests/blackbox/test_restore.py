@@ -59,6 +59,8 @@ SAME = """
     UNION ALL SELECT 'rule', target::text, action, columns::text, id::text FROM audit.action_rule
     UNION ALL SELECT 'schema', schema_name, include_future::text, (schema_id = schema_name::regnamespace)::text, NULL FROM audit.schema_policy
     UNION ALL SELECT 'layout', id::text, resource, columns::text, relid::text FROM audit.relation
+    UNION ALL SELECT 'layouts of', c.oid::regclass::text, string_agg(l.relation_id::text, ' ' ORDER BY l.relation_id), NULL, NULL
+      FROM pg_class c, audit.table_layouts(c.oid) l WHERE c.relkind IN ('r', 'p') GROUP BY 2
     UNION ALL SELECT 'log', count(*)::text, md5(string_agg(l::text, '' ORDER BY changeset_id, seq)), NULL, NULL FROM audit.log l
     UNION ALL SELECT 'trigger', t.tgrelid::regclass::text, split_part(t.tgname, '_', 2), t.tgenabled::text, count(*)::text
       FROM pg_trigger t WHERE t.tgfoid IN ('audit.capture'::regproc, 'audit.append_only'::regproc) GROUP BY 1, 2, 3, 4
@@ -221,6 +223,7 @@ def test_one_table(source):
     dump = source.dump("table", "-Fc", "-t", "t")
     source.restore(name, dump)
     with source.new.connect(name) as conn:
+        conn.execute("SET audit.log_failures = off")
         with sqlstate("55000"):
             conn.execute("UPDATE t SET w = 'z'")
         conn.execute("SELECT audit.enable('t', mask_columns => '{secret}', snapshot => true)")
@@ -299,6 +302,46 @@ def test_failure_before_the_first_change(source):
         while not found:  # the test's timeout ends it
             found = conn.execute("SELECT resource FROM audit.log WHERE operation = 'FAILURE'").fetchall()
         assert found == [("public.t",)]
+
+
+def test_history_goes_on(source):
+    """Also for a table whose oid a table had that the log has records of, and after it was renamed."""
+    with source.restored() as conn:
+        take_oid(conn, "app.a", '[{"attnum": 1, "name": "id", "type": "integer"}]')
+        history = "SELECT array_agg(operation) FROM audit.history('app.a', '1')"
+        assert conn.execute(history).fetchone() == (["INSERT"],)
+        assert conn.execute("SELECT * FROM audit.table_as_of(NULL::app.a, now())").fetchall() == [(1, 1)]
+        conn.execute("UPDATE app.a SET t_id = 2")
+        assert conn.execute(history).fetchone() == (["INSERT", "UPDATE"],)
+        assert conn.execute("SELECT * FROM audit.table_as_of(NULL::app.a, now())").fetchall() == [(1, 2)]
+        undo = "SELECT count(*) FROM audit.history('app.a', '1') h, LATERAL audit.undo(h.changeset_id, dry_run => false) WHERE h.operation = %s"
+        conn.execute(undo, ["UPDATE"])
+        assert conn.execute("TABLE app.a").fetchall() == [(1, 1)]
+        conn.execute("ALTER TABLE app.a RENAME TO b")
+        assert conn.execute("SELECT count(*) FROM audit.history('app.b', '1')").fetchone() == (3,)
+
+
+def test_events_with_details(source):
+    """The restored index knows the range that they come to, so it is told at the commit."""
+    with source.restored() as conn:
+        conn.execute("SELECT audit.log_event('thing.noticed', 'thing', '2', '{\"a\": 1}')")
+        conn.execute("UPDATE app.a SET id = 2")
+        conn.execute("INSERT INTO app.a VALUES (3); REINDEX TABLE audit.event_default")
+        conn.execute("UPDATE app.a SET id = id + 10")
+        assert conn.execute("SELECT array_agg(operation) FROM audit.history('app.a', '12')").fetchone() == (["INSERT", "UPDATE", "UPDATE"],)
+        check_integrity(conn)
+
+
+def test_oid_of_a_dropped_table(source):
+    """It can come again, for another table."""
+    with source.restored() as conn:
+        conn.execute("INSERT INTO no_key VALUES ('x')")
+        local = "SELECT relid = 'no_key'::regclass, relid = 0 FROM audit.local_layout"
+        assert conn.execute(local).fetchall() == [(True, False)]
+        conn.execute("CREATE TABLE other (); DROP TABLE other")
+        assert conn.execute(local).fetchall() == [(True, False)]
+        conn.execute("DROP TABLE no_key")
+        assert conn.execute("SELECT relid FROM audit.local_layout").fetchall() == [(0,)]
 
 
 def test_schema_that_is_renamed(source):

@@ -36,6 +36,20 @@ impl Writer {
         &self.bytes
     }
 
+    /// Appends fields that were written before.
+    pub fn append(&mut self, fields: &[u8]) -> Result<()> {
+        buf::put(&mut self.bytes, fields)
+    }
+
+    /// Takes what was written after the first `length` bytes.
+    pub fn split_off(&mut self, length: usize) -> Writer {
+        match length {
+            0 => std::mem::take(self),
+            _ if length < self.bytes.len() => Writer { bytes: self.bytes.split_off(length) },
+            _ => Writer::new(),
+        }
+    }
+
     /// Forgets what was written after the first `length` bytes.
     pub fn truncate(&mut self, length: usize) {
         self.bytes.truncate(length);

@@ -31,8 +31,8 @@ SELECT statement, pg_temp.outcome(statement) FROM (VALUES
     ($$SELECT audit.enable('audit.policy')$$), ($$SELECT audit.enable('audit.relation')$$), ($$SELECT audit.enable('audit.log')$$),
     ($$SELECT audit.enable('no_such_table')$$), ($$SELECT audit.enable(0)$$), ($$SELECT audit.enable(4294967295)$$), ($$SELECT audit.disable(0)$$),
     ($$SELECT audit.enable(NULL)$$),
-    -- Modes of later versions, and what is no mode.
-    ($$SELECT audit.enable('t', mode => 'async')$$), ($$SELECT audit.enable('t', mode => 'sampled', sample_rate => 0.5)$$),
+    -- What needs the library preloaded, and what is no mode.
+    ($$SELECT audit.enable('t', mode => 'async')$$), ($$SELECT audit.enable('t', mode => 'sampled', sample_rate => 1.5)$$),
     ($$SELECT audit.enable('t', mode => 'never')$$), ($$SELECT audit.enable('t', mode => NULL)$$), ($$SELECT audit.enable('t', sample_rate => 2)$$),
     ($$SELECT audit.enable('t', sample_rate => 'NaN')$$),
     -- Columns that are not there.
