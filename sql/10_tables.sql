@@ -60,15 +60,23 @@ CREATE TABLE relation (
     valid_from   timestamptz NOT NULL
 );
 CREATE SEQUENCE relation_id_seq AS int OWNED BY relation.id;
-CREATE INDEX relation_relid_idx ON relation (relid);
 CREATE INDEX relation_resource_idx ON relation (resource);
 COMMENT ON TABLE relation IS 'Layout of an audited table: a row per version of its name, columns and key, written before the first event under that layout.';
-COMMENT ON COLUMN relation.relid IS 'The table''s oid when the row was written; it means nothing after a restore.';
+COMMENT ON COLUMN relation.relid IS 'The table''s oid when the row was written; it means nothing after a restore: audit.local_layout.';
 COMMENT ON COLUMN relation.resource IS 'Qualified, quoted name: what audit.log shows as resource.';
 COMMENT ON COLUMN relation.root_schema IS 'Of a partition: the schema of the partitioned table at the top.';
 COMMENT ON COLUMN relation.root_table IS 'Of a partition: the name of the partitioned table at the top.';
 COMMENT ON COLUMN relation.columns IS 'Array of {"attnum", "name", "type"} in attnum order, dropped columns left out. With "missing": the value that rows written before the column was added have in it.';
 COMMENT ON COLUMN relation.key_columns IS 'Columns of the primary key, else of the replica identity index, in key order; NULL without either.';
+
+CREATE TABLE local_layout (
+    relid       oid NOT NULL,
+    relation_id int PRIMARY KEY
+);
+CREATE INDEX local_layout_relid_idx ON local_layout (relid);
+COMMENT ON TABLE local_layout IS 'Layouts that were written in this database, and so name tables by oids that are valid here. A dump leaves it out: whatever finds layouts by oid finds none of those that a restore brought.';
+COMMENT ON COLUMN local_layout.relid IS 'The table''s oid; 0 when it is gone.';
+COMMENT ON COLUMN local_layout.relation_id IS 'The layout: audit.relation.';
 
 CREATE TABLE changeset (
     occurred_at      timestamptz NOT NULL,
@@ -218,11 +226,11 @@ CREATE TABLE schema_policy (
 COMMENT ON COLUMN schema_policy.except_tables IS 'Tables of the schema for which audit.disable was called.';
 COMMENT ON TABLE schema_policy IS 'Schemas enabled as a whole: audit.enable_schema. Options named here apply to the tables that have the columns.';
 
-REVOKE ALL ON ledger, relation, changeset, changeset_default, event, event_default, policy, schema_policy FROM PUBLIC;
+REVOKE ALL ON ledger, relation, local_layout, changeset, changeset_default, event, event_default, policy, schema_policy FROM PUBLIC;
 REVOKE ALL ON SEQUENCE relation_id_seq FROM PUBLIC;
 GRANT USAGE ON SCHEMA audit TO PUBLIC;
 
--- What a dump must carry beside the extension itself.
+-- What a dump must carry beside the extension itself. Not local_layout, whose oids mean nothing elsewhere.
 SELECT pg_catalog.pg_extension_config_dump('ledger', '');
 SELECT pg_catalog.pg_extension_config_dump('relation', '');
 SELECT pg_catalog.pg_extension_config_dump('relation_id_seq', '');

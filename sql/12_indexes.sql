@@ -74,16 +74,56 @@ CREATE OPERATOR CLASS old_key_bloom FOR TYPE jsonb USING brin AS
 COMMENT ON OPERATOR CLASS old_key_bloom USING brin IS 'PostgreSQL''s bloom class, for the old key in an event''s details.';
 COMMENT ON OPERATOR FAMILY old_key_bloom USING brin IS 'PostgreSQL''s bloom class, for the old key in an event''s details.';
 
+-- On each partition by itself: a restore makes a partition, attaches it, and creates its index then, which an index of the
+-- parent would have made already.
+--
 -- Ranges as short as pays: a match costs reading a range, a look-up costs reading all summaries.
-CREATE INDEX changeset_brin_idx ON changeset USING brin (
+CREATE INDEX changeset_default_brin_idx ON changeset_default USING brin (
         occurred_at instants, user_id text_bloom_ops, tenant_id text_bloom_ops, request_id text_bloom_ops,
         ip_address inet_bloom_ops)
     WITH (pages_per_range = 4, autosummarize = on);
-CREATE INDEX event_brin_idx ON event USING brin (
+CREATE INDEX event_default_brin_idx ON event_default USING brin (
         occurred_at instants, resource_id text_bloom_ops, action text_bloom_ops (n_distinct_per_range = 32),
         operation enum_bloom (n_distinct_per_range = 16), details old_key_bloom (n_distinct_per_range = 16))
     WITH (pages_per_range = 16, autosummarize = on);
--- The range being filled is left without a summary: keeping one up to date costs more than all the rest.
-SELECT pg_catalog.brin_desummarize_range(indexrelid, 0)
-  FROM pg_catalog.pg_index
- WHERE indrelid IN ('changeset_default'::pg_catalog.regclass, 'event_default'::pg_catalog.regclass);
+
+CREATE FUNCTION index_partition(partition regclass) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    model text;
+BEGIN
+    IF EXISTS (SELECT FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam
+                WHERE i.indrelid = partition AND a.amname = 'brin') THEN
+        RETURN;
+    END IF;
+    SELECT pg_get_indexdef(i.indexrelid) INTO model
+      FROM pg_inherits own
+      JOIN pg_inherits sibling ON sibling.inhparent = own.inhparent
+      JOIN pg_index i ON i.indrelid = sibling.inhrelid AND i.indisvalid
+      JOIN pg_class c ON c.oid = i.indexrelid
+      JOIN pg_am a ON a.oid = c.relam AND a.amname = 'brin'
+     WHERE own.inhrelid = partition
+     ORDER BY sibling.inhrelid DESC, i.indexrelid LIMIT 1;
+    IF model IS NOT NULL THEN
+        EXECUTE regexp_replace(model, '^CREATE INDEX .* ON .* USING brin ', format('CREATE INDEX ON %s USING brin ', partition));
+        PERFORM audit.begin_unsummarized(partition);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION index_partition(regclass) IS 'Gives a partition of the log the BRIN index that its newest sibling has. Called when CREATE TABLE makes one.';
+
+CREATE FUNCTION begin_unsummarized(partition regclass) RETURNS void
+    LANGUAGE sql
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT pg_catalog.brin_desummarize_range(i.indexrelid, 0)
+      FROM pg_catalog.pg_index i
+      JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+      JOIN pg_catalog.pg_am a ON a.oid = c.relam AND a.amname = 'brin'
+     WHERE i.indrelid = begin_unsummarized.partition;
+END;
+COMMENT ON FUNCTION begin_unsummarized(regclass) IS 'Leaves the first range of an empty partition without a summary: keeping one up to date costs more than all the rest.';
+
+SELECT begin_unsummarized('changeset_default'), begin_unsummarized('event_default');

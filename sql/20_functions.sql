@@ -35,6 +35,20 @@ BEGIN
 END
 $$;
 
+-- A dump names tables and roles by name, but schemas by oid (pg_upgrade refuses columns of type regnamespace).
+CREATE FUNCTION find_schema() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    NEW.schema_id := coalesce((SELECT oid FROM pg_namespace WHERE nspname = NEW.schema_name), 0);
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION find_schema() IS 'Fills in audit.schema_policy.schema_id, also of rows that a restore brings.';
+CREATE TRIGGER find_schema BEFORE INSERT ON schema_policy FOR EACH ROW EXECUTE FUNCTION find_schema();
+ALTER TABLE schema_policy ENABLE ALWAYS TRIGGER find_schema;
+
 CREATE FUNCTION pending_changesets() RETURNS SETOF changeset
     LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 1 AS 'MODULE_PATHNAME', 'audit_pending_changesets';
 COMMENT ON FUNCTION pending_changesets() IS 'This transaction''s own changesets, before they are written: without position, salt and checksum.';
@@ -202,7 +216,7 @@ CREATE FUNCTION grant_reader(role regrole) RETURNS void
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    EXECUTE format('GRANT SELECT ON audit.log, audit.changeset, audit.event, audit.relation, audit.ledger, audit.entry, audit.tile, audit.checkpoint, audit.cosignature, audit.erasure, audit.policy, audit.schema_policy, audit.action, audit.action_rule, audit.stats, audit.stats_tables, audit.in_transit, audit.tenant_reader TO %s', role);
+    EXECUTE format('GRANT SELECT ON audit.log, audit.changeset, audit.event, audit.relation, audit.local_layout, audit.ledger, audit.entry, audit.tile, audit.checkpoint, audit.cosignature, audit.erasure, audit.policy, audit.schema_policy, audit.action, audit.action_rule, audit.stats, audit.stats_tables, audit.in_transit, audit.tenant_reader TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION audit.pending_changesets(), audit.changeset_time(uuid), audit.canonical(uuid, int), audit.canonical(uuid), audit.canonical_relation(audit.relation), audit.canonical_ledger(audit.ledger), audit.canonical_seal(text, bigint, timestamptz, xid8, xid8, text), audit.checksum_of(text), audit.verify_event(uuid, int), audit.verify(timestamptz, timestamptz, text), audit.verify_contents(timestamptz, timestamptz), audit.erased(), audit.verify_changesets(timestamptz, timestamptz), audit.verify_entries(timestamptz, timestamptz), audit.verify_tree(text), audit.prove(uuid, int), audit.prove_consistency(bigint), audit.merkle_root(bytea[]), audit.uncatalogued_actions(timestamptz), audit.note_read(text, jsonb), audit.action_rule_errors(timestamptz), audit.queue_state(), audit.table_state(), audit.failure_classes(), audit.bound_tenants(), audit.tenant_visible(text), audit.fenced(anyelement, text) TO %s', role);
     EXECUTE format('GRANT SELECT ON audit.log_changeset, audit.log_event TO %s', role);
     PERFORM audit.grant_functions(role, '{get_logs,count_logs,user_activity,tenant_activity,failed_logins,statistics,security_events,

@@ -11,11 +11,14 @@ CREATE FUNCTION table_layouts(target regclass) RETURNS TABLE (relation_id int, r
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    this_era CONSTANT int := coalesce((SELECT max(l.era) FROM audit.ledger l), 1);
+    last_era CONSTANT int := coalesce((SELECT max(l.era) FROM audit.ledger l), 1);
     begins timestamptz;
     ends timestamptz := 'infinity';
+    layouts int[] := ARRAY(SELECT o.relation_id FROM audit.local_layout o);
     family oid[];
+    known_as oid[]; -- of each of the family, the table that it is now
     names text[];
+    named oid[];
     root_name text;
 BEGIN
     WITH RECURSIVE member AS (
@@ -28,39 +31,45 @@ BEGIN
       INTO family, names, root_name
       FROM member m JOIN pg_class c ON c.oid = m.oid JOIN pg_namespace n ON n.oid = c.relnamespace;
 
-    FOR e IN REVERSE this_era .. 1 LOOP
-        -- An era begins before its first layout is written.
-        begins := CASE WHEN e > 1 THEN (SELECT l.started_at FROM audit.ledger l WHERE l.era = e) ELSE '-infinity' END;
-        IF e < this_era THEN
-            -- Of an earlier cluster the oids mean nothing here: the names tell, as they were at its end.
-            family := ARRAY(
-                SELECT r.relid FROM audit.relation r
+    known_as := family;
+    named := family;
+
+    -- First what was written in this database, then what was restored into it, era by era.
+    FOR e IN REVERSE last_era + 1 .. 1 LOOP
+        IF e <= last_era THEN
+            -- An era begins before its first layout is written.
+            begins := CASE WHEN e > 1 THEN (SELECT l.started_at FROM audit.ledger l WHERE l.era = e) ELSE '-infinity' END;
+            layouts := ARRAY(
+                SELECT r.id FROM audit.relation r
                  WHERE r.valid_from >= begins AND r.valid_from < ends
-                   AND (r.resource = ANY (names) OR quote_ident(r.root_schema) || '.' || quote_ident(r.root_table) = root_name)
-                   AND r.id = (SELECT max(o.id) FROM audit.relation o
-                                WHERE o.relid = r.relid AND o.valid_from >= begins AND o.valid_from < ends));
+                   AND NOT EXISTS (SELECT FROM audit.local_layout o WHERE o.relation_id = r.id));
+            ends := begins;
+            -- The oids mean nothing here: the names tell, as they were at the era's end.
+            SELECT coalesce(array_agg(l.relid), '{}'), array_agg(coalesce(named[array_position(names, l.resource)], l.relid))
+              INTO family, known_as
+              FROM (SELECT DISTINCT ON (r.relid) r.* FROM audit.relation r WHERE r.id = ANY (layouts) ORDER BY r.relid, r.id DESC) AS l
+             WHERE l.resource = ANY (names) OR quote_ident(l.root_schema) || '.' || quote_ident(l.root_table) = root_name;
         END IF;
         RETURN QUERY
-        SELECT r.id, r.relid, e
-          FROM audit.relation r LEFT JOIN pg_class c ON e = this_era AND c.oid = r.relid
-         WHERE r.valid_from >= begins AND r.valid_from < ends
-           AND CASE WHEN r.relid = ANY (family)
+        SELECT r.id, coalesce(known_as[array_position(family, r.relid)], r.relid), CASE WHEN e <= last_era THEN e END
+          FROM audit.relation r LEFT JOIN audit.local_layout o ON o.relation_id = r.id LEFT JOIN pg_class c ON c.oid = o.relid
+         WHERE r.id = ANY (layouts)
+           AND CASE WHEN r.relid = ANY (family) AND o.relid IS DISTINCT FROM 0
                     -- Of a partition, what it was before it became one is another table's.
                     THEN r.relid = target OR r.root_table IS NOT NULL OR c.relispartition IS NOT TRUE
                     -- A partition that is gone.
-                    ELSE e = this_era AND c.relispartition IS NOT TRUE
+                    ELSE e > last_era AND c.relispartition IS NOT TRUE
                          AND quote_ident(r.root_schema) || '.' || quote_ident(r.root_table) = root_name END;
-        SELECT coalesce(array_agg(f.resource) || names, names), coalesce(max(f.root), root_name)
-          INTO names, root_name
-          FROM (SELECT DISTINCT ON (r.relid) r.resource, quote_ident(r.root_schema) || '.' || quote_ident(r.root_table) AS root
-                  FROM audit.relation r
-                 WHERE r.relid = ANY (family) AND r.valid_from >= begins AND r.valid_from < ends
+        SELECT coalesce(array_agg(f.resource) || names, names), coalesce(array_agg(f.oid) || named, named), coalesce(max(f.root), root_name)
+          INTO names, named, root_name
+          FROM (SELECT DISTINCT ON (r.relid) r.resource, known_as[array_position(family, r.relid)] AS oid, quote_ident(r.root_schema) || '.' || quote_ident(r.root_table) AS root
+                  FROM audit.relation r LEFT JOIN audit.local_layout o ON o.relation_id = r.id
+                 WHERE r.id = ANY (layouts) AND r.relid = ANY (family) AND o.relid IS DISTINCT FROM 0
                  ORDER BY r.relid, r.id) AS f;
-        ends := begins;
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION table_layouts(regclass) IS 'Layouts under which rows of a table were recorded, those of its partitions and inheritance children included, also before it was renamed or restored into this cluster: ids of audit.relation.';
+COMMENT ON FUNCTION table_layouts(regclass) IS 'Layouts under which rows of a table were recorded, those of its partitions and inheritance children included, also before it was renamed or restored into this database: ids of audit.relation; the era of those that a restore brought.';
 
 CREATE FUNCTION recorded_layouts(target regclass) RETURNS int[]
     LANGUAGE plpgsql STABLE PARALLEL SAFE

@@ -7,7 +7,6 @@ CREATE FUNCTION layout_columns(target regclass)
 AS $$
 #variable_conflict use_column
 DECLARE
-    this_era CONSTANT int := coalesce((SELECT max(l.era) FROM audit.ledger l), 1);
     -- What columns were called when the era after the one looked at began, and what they are called now.
     later_names jsonb := (SELECT jsonb_object_agg(a.attname, a.attname) FROM pg_attribute a
                            WHERE a.attrelid = target AND a.attnum > 0 AND NOT a.attisdropped);
@@ -16,7 +15,7 @@ DECLARE
     e int;
     found record;
 BEGIN
-    FOR e IN SELECT DISTINCT l.era FROM audit.table_layouts(target) l ORDER BY 1 DESC LOOP
+    FOR e IN SELECT DISTINCT l.era FROM audit.table_layouts(target) l ORDER BY 1 DESC NULLS FIRST LOOP
         later_names := coalesce(later_names, '{}');
         FOR found IN
             WITH layout AS (
@@ -24,7 +23,7 @@ BEGIN
                        max(l.relation_id) OVER (PARTITION BY l.relid) AS last_id,
                        min(l.relation_id) OVER (PARTITION BY l.relid) AS first_id
                   FROM audit.table_layouts(target) l JOIN audit.relation r ON r.id = l.relation_id
-                 WHERE l.era = e
+                 WHERE l.era IS NOT DISTINCT FROM e
             ), col AS (
                 SELECT l.*, (c.value ->> 'attnum')::int AS number, c.value ->> 'name' AS name,
                        c.value -> 'missing' AS missing
@@ -33,12 +32,12 @@ BEGIN
                 -- Of a table that is there, what it has now; else as it was last seen.
                 SELECT a.attrelid AS relid, a.attnum AS number, a.attname::text AS name, a.attname::text AS now
                   FROM pg_attribute a
-                 WHERE e = this_era AND a.attrelid IN (SELECT l.relid FROM layout l) AND a.attnum > 0 AND NOT a.attisdropped
+                 WHERE e IS NULL AND a.attrelid IN (SELECT l.relid FROM layout l) AND a.attnum > 0 AND NOT a.attisdropped
                 UNION ALL
                 SELECT c.relid, c.number, c.name, later_names ->> c.name
                   FROM col c
                  WHERE c.relation_id = c.last_id
-                   AND NOT (e = this_era AND EXISTS (SELECT FROM pg_class t WHERE t.oid = c.relid))
+                   AND NOT (e IS NULL AND EXISTS (SELECT FROM pg_class t WHERE t.oid = c.relid))
             ), named AS (
                 SELECT c.*, n.now FROM col c LEFT JOIN last_name n ON n.relid = c.relid AND n.number = c.number
             ), added AS (

@@ -23,10 +23,9 @@ BEGIN
          WHERE e.changeset_id = of.id AND e.occurred_at = of.occurred_at
            AND e.operation IN ('INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'DDL')
     ), present AS MATERIALIZED (
-        -- In another cluster than that of the record, a table is known by its name.
+        -- In another database than that of the record, a table is known by its name.
         SELECT r.id, r.resource, r.columns, r.key_columns,
-               coalesce((SELECT c.oid FROM pg_class c
-                          WHERE c.oid = r.relid AND r.id IN (SELECT l.relation_id FROM audit.table_layouts(c.oid) AS l)),
+               coalesce((SELECT c.oid FROM audit.local_layout o JOIN pg_class c ON c.oid = o.relid WHERE o.relation_id = r.id),
                         to_regclass(r.resource)) AS relid
           FROM audit.relation r WHERE r.id IN (SELECT e.relation_id FROM event e)
     ), layout AS MATERIALIZED (

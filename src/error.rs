@@ -193,7 +193,9 @@ impl Error {
             Error::LogPartitionMissing { .. } => "Create a default partition: CREATE TABLE … PARTITION OF … DEFAULT.",
             Error::VersionMismatch { .. } => "Run ALTER EXTENSION audit_ext UPDATE, and reconnect.",
             Error::NotInstalled => "Run CREATE EXTENSION audit_ext.",
-            Error::NoPolicy { .. } => "Drop the trigger and call audit.enable for the table.",
+            Error::NoPolicy { .. } => {
+                "Call audit.enable for the table, or audit.disable to remove the trigger. If this is a restore, set audit.enabled = off for it."
+            }
             Error::MissingContext { .. } => "Call audit.set_context in the transaction, before the change.",
             Error::AppendOnly { .. } => "Records are never changed or removed.",
             Error::NotAuditable { hint, .. } => hint,

@@ -105,7 +105,6 @@ mod policy_column {
 /// Columns of audit.relation.
 mod relation_column {
     pub const ID: usize = 1;
-    pub const RELID: i16 = 2;
     pub const SCHEMA_NAME: usize = 3;
     pub const TABLE_NAME: usize = 4;
     pub const RESOURCE: usize = 5;
@@ -113,6 +112,12 @@ mod relation_column {
     pub const ROOT_TABLE: usize = 7;
     pub const COLUMNS: usize = 8;
     pub const KEY_COLUMNS: usize = 9;
+}
+
+/// Columns of audit.local_layout.
+mod local_column {
+    pub const RELID: i16 = 1;
+    pub const RELATION_ID: usize = 2;
 }
 
 type Cache = HashMap<u32, Rc<Layout>>;
@@ -180,9 +185,8 @@ pub fn known(oid: Oid) -> Result<Option<Known>, Error> {
     let read = |row: &Row| policy = Some(Policy::from_row(row));
     catalog::scan(&store::POLICY, c"policy_pkey", policy_column::TARGET, oid, read)?;
     let Some(policy) = policy else { return Ok(None) };
-    let hides_columns = !policy.excluded.is_empty() || !policy.masked.is_empty();
     let mut latest: Option<Known> = None;
-    catalog::scan(&store::RELATION, c"relation_relid_idx", relation_column::RELID, oid, |row| {
+    let mut take = |row: &Row| {
         let relation_id = row.int4(relation_column::ID).unwrap_or_default();
         if latest.as_ref().is_none_or(|latest| latest.relation_id < relation_id) {
             let text = |column| row.bytes(column).unwrap_or_default();
@@ -192,11 +196,33 @@ pub fn known(oid: Oid) -> Result<Option<Known>, Error> {
                 schema: text(relation_column::SCHEMA_NAME),
                 name: text(relation_column::TABLE_NAME),
                 resource: text(relation_column::RESOURCE),
-                hides_columns,
+                hides_columns: !policy.excluded.is_empty() || !policy.masked.is_empty(),
             });
         }
-    })?;
+    };
+    if let Some(&id) = local_layouts(oid)?.last() {
+        catalog::scan(&store::RELATION, c"relation_pkey", relation_column::ID as i16, id, take)?;
+    } else if let Some((schema, name)) = catalog::table_name(oid) {
+        // Restored, and not written to since.
+        catalog::scan_all(&store::RELATION, |row| {
+            let is_its = row.bytes(relation_column::SCHEMA_NAME).as_ref() == Some(&schema)
+                && row.bytes(relation_column::TABLE_NAME).as_ref() == Some(&name);
+            if is_its {
+                take(row);
+            }
+        })?;
+    }
     Ok(latest)
+}
+
+/// The layouts of a table that were written here, in ascending order.
+fn local_layouts(oid: Oid) -> Result<Vec<i32>, Error> {
+    let mut ids = Vec::new();
+    catalog::scan(&store::LOCAL_LAYOUT, c"local_layout_relid_idx", local_column::RELID, oid, |row| {
+        ids.extend(row.int4(local_column::RELATION_ID));
+    })?;
+    ids.sort_unstable();
+    Ok(ids)
 }
 
 fn build(relation: Relation, capture: Oid) -> Result<Layout, Error> {
@@ -314,21 +340,20 @@ fn relation_id(description: &Description) -> Result<i32, Error> {
         .collect();
     let (root_schema, root_table) = description.root.clone().unzip();
 
-    let mut found = None;
-    catalog::scan(&store::RELATION, c"relation_relid_idx", relation_column::RELID, description.oid, |row| {
-        let same = row.bytes(relation_column::SCHEMA_NAME).as_ref() == Some(&description.schema)
-            && row.bytes(relation_column::TABLE_NAME).as_ref() == Some(&description.table)
-            && row.bytes(relation_column::RESOURCE).as_ref() == Some(&description.resource)
-            && row.bytes(relation_column::ROOT_SCHEMA) == root_schema
-            && row.bytes(relation_column::ROOT_TABLE) == root_table
-            && row.texts(relation_column::KEY_COLUMNS) == key_columns
-            && row.bytes(relation_column::COLUMNS).as_deref() == Some(columns.jsonb());
-        if same {
-            found = found.max(row.int4(relation_column::ID));
+    for id in local_layouts(description.oid)?.into_iter().rev() {
+        let mut is_same = false;
+        catalog::scan(&store::RELATION, c"relation_pkey", relation_column::ID as i16, id, |row| {
+            is_same = row.bytes(relation_column::SCHEMA_NAME).as_ref() == Some(&description.schema)
+                && row.bytes(relation_column::TABLE_NAME).as_ref() == Some(&description.table)
+                && row.bytes(relation_column::RESOURCE).as_ref() == Some(&description.resource)
+                && row.bytes(relation_column::ROOT_SCHEMA) == root_schema
+                && row.bytes(relation_column::ROOT_TABLE) == root_table
+                && row.texts(relation_column::KEY_COLUMNS) == key_columns
+                && row.bytes(relation_column::COLUMNS).as_deref() == Some(columns.jsonb());
+        })?;
+        if is_same {
+            return Ok(id);
         }
-    })?;
-    if let Some(id) = found {
-        return Ok(id);
     }
 
     // Before the layout, so that its time is within the era: that is how readers tell.
@@ -351,6 +376,7 @@ fn relation_id(description: &Description) -> Result<i32, Error> {
             Value::Int8(session::clock()),
         ],
     )?;
+    heap::insert(&store::LOCAL_LAYOUT, &[Value::Oid(description.oid), Value::Int4(id)])?;
     transaction::wrote_cached_row();
     Ok(id)
 }

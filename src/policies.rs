@@ -8,10 +8,10 @@ use pgrx::pg_sys::{self, Oid};
 use crate::action_rules::Rules;
 use crate::error::Error;
 use crate::pg::env::{self, Env};
-use crate::pg::relation::{self, Opened, with_descendants};
+use crate::pg::relation::{self, Opened, is_locked_by_us, with_descendants};
 use crate::pg::session::{self, AsOwner};
 use crate::pg::{report, table_triggers};
-use crate::{failures, layouts, ledger, store, trigger};
+use crate::{failures, layouts, store, trigger};
 
 mod actions;
 mod rules;
@@ -21,10 +21,12 @@ pub use actions::{NewRule, add_action_rule, drop_action_rule};
 pub use rules::Options;
 use rules::{check_auditable, check_context_keys, check_options, check_schema, is_auditable_kind};
 use tables::{
-    copy_policy, detach_policy, except_from_schema, forget_policy, forget_schema, inherited_source, policy_of,
-    rename_columns, schema_options, tables_of, write_inherited, write_policy, write_schema_policy,
+    copy_policy, detach_policy, except_from_schema, forget_policy, forget_schema, is_as_restored, policy_of,
+    rename_columns, schema_options, standing, tables_of, write_inherited, write_policy, write_schema_policy,
 };
-pub use tables::{follow_renamed_schemas, forget_dropped, orphans, touched_tables, without_trigger};
+pub use tables::{
+    follow_renamed_schemas, forget_dropped, index_log_partition, orphans, touched_tables, without_trigger,
+};
 
 /// Audits a table, its partitions and inheritance children; or changes how.
 pub fn enable(target: Oid, options: &Options) -> Result<(), Error> {
@@ -56,6 +58,8 @@ pub fn disable(target: Oid) -> Result<(), Error> {
     let tables = with_descendants(target, pg_sys::ShareRowExclusiveLock);
     let acting = Acting::begin()?;
     match policy_of(target)? {
+        // Its triggers alone are left, of a dump without audit.policy.
+        None if table_triggers::any(target, acting.capture) => {}
         None => return Err(Error::NotEnabled { table: resource }),
         Some(Some(root)) => {
             let root = Opened::with_lock(root, pg_sys::AccessShareLock)
@@ -67,7 +71,7 @@ pub fn disable(target: Oid) -> Result<(), Error> {
     forget_policy(target)?;
     except_from_schema(target, true)?;
     for table in tables {
-        follow(table, &acting)?;
+        follow(table, Cause::Disabled, &acting)?;
     }
     Ok(())
 }
@@ -92,17 +96,31 @@ impl Acting {
     }
 }
 
+/// Why a table is brought into the state that it should be in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// It was created, renamed or moved, so that its schema's policy applies.
+    Arrived,
+    Altered,
+    Disabled,
+}
+
 /// Brings a table into the state that its policy, its ancestors and its schema call for. Returns whether its auditing
 /// begins here, so that rows it has came in without an event.
-pub fn follow(table: Oid, acting: &Acting) -> Result<bool, Error> {
-    let Some(opened) = Opened::with_lock(table, pg_sys::AccessShareLock) else { return Ok(false) };
+pub fn follow(table: Oid, cause: Cause, acting: &Acting) -> Result<bool, Error> {
+    // At once what it takes to put triggers on it, and before rows of policies are touched: sessions that do the same for
+    // one table wait for each other here, and nowhere else.
+    let lock = match standing(table)? {
+        (None, None) => pg_sys::AccessShareLock,
+        _ => pg_sys::ShareRowExclusiveLock,
+    };
+    let Some(opened) = Opened::with_lock(table, lock) else { return Ok(false) };
     let relation = opened.relation();
     if !is_auditable_kind(relation) {
         return Ok(false);
     }
     rename_columns(table)?;
-    let own = policy_of(table)?;
-    let source = inherited_source(table)?;
+    let (own, source) = standing(table)?;
     let mut is_new = false;
     match (own, source) {
         (Some(None), _) => {}
@@ -115,32 +133,51 @@ pub fn follow(table: Oid, acting: &Acting) -> Result<bool, Error> {
             detach_policy(table)?;
         }
         (None, None) => {
-            let options = if check_auditable(relation).is_ok() { schema_options(relation)? } else { None };
+            let applies = cause != Cause::Altered && check_auditable(relation).is_ok();
+            let options = if applies { schema_options(relation)? } else { None };
             let Some(options) = options else {
                 drop(opened);
-                if table_triggers::remove_all(table, acting.capture) {
-                    table_triggers::invalidate(table);
-                }
-                return Ok(false);
+                return without_policy(table, cause, acting);
             };
             write_policy(table, None, &options)?;
             is_new = true;
         }
     }
     drop(opened);
-    establish(table, acting)?;
+    put_triggers(table, acting)?;
+    if is_new || !is_as_restored(table)? {
+        write_layout(table, acting)?;
+    }
     Ok(is_new)
 }
 
-/// Puts the triggers on a table that has a policy, and writes its layout. While a log is being restored it belongs to an
-/// era that is over: then the layout is written with the first record of the new one.
+/// A table that nothing calls to be audited. Triggers that it has nevertheless may come from a dump, whose policies come
+/// later, or not at all: they stay, and refuse changes until there is a policy.
+fn without_policy(table: Oid, cause: Cause, acting: &Acting) -> Result<bool, Error> {
+    if cause == Cause::Disabled {
+        if table_triggers::remove_all(table, acting.capture) {
+            table_triggers::invalidate(table);
+        }
+    } else if is_locked_by_us(table, pg_sys::ShareRowExclusiveLock) && table_triggers::any(table, acting.capture) {
+        put_triggers(table, acting)?;
+    }
+    Ok(false)
+}
+
+/// Puts the triggers on a table that has a policy, and writes its layout.
 fn establish(table: Oid, acting: &Acting) -> Result<(), Error> {
+    put_triggers(table, acting)?;
+    write_layout(table, acting)
+}
+
+fn put_triggers(table: Oid, acting: &Acting) -> Result<(), Error> {
     table_triggers::ensure(table, acting.capture)?;
     table_triggers::invalidate(table);
     session::make_changes_visible();
-    if ledger::era_begun()?.is_none() {
-        return Ok(());
-    }
+    Ok(())
+}
+
+fn write_layout(table: Oid, acting: &Acting) -> Result<(), Error> {
     if let Some(opened) = Opened::with_lock(table, pg_sys::AccessShareLock) {
         let layout = layouts::get(opened.relation(), acting.capture)?;
         for (rule, sqlstate) in layout.rules.iter().flat_map(Rules::broken) {

@@ -92,6 +92,11 @@ pub static RELATION: Definition = Definition {
     ],
 };
 
+pub static LOCAL_LAYOUT: Definition = Definition {
+    name: c"local_layout",
+    columns: &[("relid", ColumnType::Core(BuiltinOid::OIDOID)), ("relation_id", INT4)],
+};
+
 pub static LEDGER: Definition = Definition {
     name: c"ledger",
     columns: &[

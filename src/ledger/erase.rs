@@ -72,7 +72,8 @@ const OF_ROW: &str = "e.salt IS NOT NULL AND (e.resource_id = $2 OR e.details ->
           LEFT JOIN (SELECT n.nspname::text AS schema_name, t.relname::text AS table_name
                        FROM pg_class AS t JOIN pg_namespace AS n ON n.oid = t.relnamespace WHERE t.oid = $1::oid) AS t
             ON (t.schema_name, t.table_name) IN ((r.schema_name, r.table_name), (r.root_schema, r.root_table))
-         WHERE r.relid = $1::oid OR t.table_name IS NOT NULL)";
+         WHERE r.id IN (SELECT l.relation_id FROM audit.local_layout AS l WHERE l.relid = $1::oid)
+            OR t.table_name IS NOT NULL)";
 
 /// The changesets of a user.
 const OF_USER: &str = "c.salt IS NOT NULL AND c.user_id = $1";

@@ -135,14 +135,24 @@ struct Source {
     definition: Option<&'static Definition>,
 }
 
-/// Calls `each` for every row of a table of ours whose first column of `index` equals an oid.
+/// Schema and name of a table, without a lock on it.
+pub fn table_name(table: pg_sys::Oid) -> Option<(Vec<u8>, Vec<u8>)> {
+    // SAFETY: catalog look-ups by oid; the name is a C string, null where there is no such table.
+    unsafe {
+        let name = pg_sys::get_rel_name(table);
+        let schema = super::relation::namespace_name(pg_sys::get_rel_namespace(table));
+        (!name.is_null()).then(|| (schema, CStr::from_ptr(name).to_bytes().to_vec()))
+    }
+}
+
+/// Calls `each` for every row of a table of ours whose first column of `index` equals an oid or an integer.
 ///
 /// `each` only copies; it must not call into PostgreSQL beyond detoasting.
 pub fn scan(
     definition: &'static Definition,
     index: &CStr,
     column: i16,
-    key: pg_sys::Oid,
+    key: impl Into<Key<'static>>,
     each: impl FnMut(&Row),
 ) -> Result<(), Error> {
     let source = Source {
@@ -150,7 +160,7 @@ pub fn scan(
         index: Some(relation_oid(index).ok_or_else(|| missing(definition))?),
         definition: Some(definition),
     };
-    run_scan(source, Some((column, Key::Oid(key))), each)
+    run_scan(source, Some((column, key.into())), each)
 }
 
 /// As [`scan`], for a text column with collation "C".
@@ -170,9 +180,22 @@ pub fn scan_text(
 }
 
 /// What a scan looks for.
-enum Key<'a> {
+pub enum Key<'a> {
     Oid(pg_sys::Oid),
+    Int4(i32),
     Text(&'a [u8]),
+}
+
+impl From<pg_sys::Oid> for Key<'_> {
+    fn from(oid: pg_sys::Oid) -> Self {
+        Key::Oid(oid)
+    }
+}
+
+impl From<i32> for Key<'_> {
+    fn from(value: i32) -> Self {
+        Key::Int4(value)
+    }
 }
 
 /// catalog/pg_inherits.h; not in pgrx's bindings.
@@ -331,13 +354,14 @@ unsafe fn read_rows(
     const BTREE_EQUAL: u16 = 3;
     let mut scan_key = pg_sys::ScanKeyData::default();
     // SAFETY: the index is opened by oid with a lock, it and the scan are closed again; an ERROR in between closes them
-    // through the resource owner. The key compares an oid (or regclass) column by oideq, a text column by texteq, with the
-    // collation "C" that ScanKeyInit sets.
+    // through the resource owner. The key compares an oid (or regclass) column by oideq, an int column by int4eq, a text column
+    // by texteq, with the collation "C" that ScanKeyInit sets.
     unsafe {
         let has_key = key.is_some();
         if let Some((column, key)) = key {
             let (function, value) = match key {
                 Key::Oid(oid) => (pg_sys::F_OIDEQ, pg_sys::Datum::from(oid)),
+                Key::Int4(value) => (pg_sys::F_INT4EQ, pg_sys::Datum::from(value)),
                 Key::Text(text) => (pg_sys::F_TEXTEQ, super::heap::varlena(text)),
             };
             let function = pg_sys::Oid::from(function).to_u32().into();

@@ -9,6 +9,7 @@ use super::report;
 use super::trigger::Call;
 use super::tuple::Batch;
 use crate::error::Error;
+use crate::policies::Cause;
 use crate::{ddl, store, transaction, trigger};
 
 macro_rules! entry {
@@ -69,8 +70,25 @@ entry!(audit_append_only, pg_finfo_audit_append_only, append_only);
 unsafe fn append_only(fcinfo: pg_sys::FunctionCallInfo) -> Result<pg_sys::HeapTuple, Error> {
     // SAFETY: PostgreSQL passed it; its context is that of a trigger once the relation was found through it.
     unsafe {
-        trigger::refuse_change(relation_of_trigger(fcinfo)?)?;
-        Ok((*(*fcinfo).context.cast::<pg_sys::TriggerData>()).tg_newtuple)
+        let table = relation_of_trigger(fcinfo)?;
+        let data = (*fcinfo).context.cast::<pg_sys::TriggerData>();
+        // A parallel restore truncates the tables that it has created before it fills them.
+        if !truncates_nothing(data) {
+            trigger::refuse_change(table)?;
+        }
+        Ok((*data).tg_newtuple)
+    }
+}
+
+/// Whether the trigger was fired by TRUNCATE of a table that has no pages. It is locked against everybody by then.
+unsafe fn truncates_nothing(data: *mut pg_sys::TriggerData) -> bool {
+    const OPERATION: u32 = pg_sys::TRIGGER_EVENT_OPMASK;
+    // SAFETY: the trigger's relation is open.
+    unsafe {
+        let table = (*data).tg_relation;
+        (*data).tg_event & OPERATION == pg_sys::TRIGGER_EVENT_TRUNCATE
+            && super::relation::Relation(table).has_storage()
+            && pg_sys::RelationGetNumberOfBlocksInFork(table, pg_sys::ForkNumber::MAIN_FORKNUM) == 0
     }
 }
 
@@ -79,7 +97,12 @@ entry!(audit_ddl_command_end, pg_finfo_audit_ddl_command_end, ddl_command_end);
 unsafe fn ddl_command_end(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), Error> {
     // SAFETY: PostgreSQL passed it.
     unsafe { check_event_trigger(fcinfo) }?;
-    ddl::command_end()
+    // SAFETY: checked above; the command's parse tree, if any, is a node.
+    let is_alteration = unsafe {
+        let command = (*(*fcinfo).context.cast::<pg_sys::EventTriggerData>()).parsetree;
+        !command.is_null() && (*command).type_ == pg_sys::NodeTag::T_AlterTableStmt
+    };
+    ddl::command_end(if is_alteration { Cause::Altered } else { Cause::Arrived })
 }
 
 entry!(audit_sql_drop, pg_finfo_audit_sql_drop, sql_drop);

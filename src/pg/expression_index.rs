@@ -73,7 +73,7 @@ unsafe fn holds(state: *mut pg_sys::EState, info: *mut pg_sys::IndexInfo, slot: 
     }
 }
 
-/// A snapshot for code of an administrator's index expressions: at commit that of the portal is gone.
+/// A snapshot for the code of index expressions and operator classes: at commit that of the portal is gone.
 pub(super) struct ActiveSnapshot {
     is_ours: bool,
 }

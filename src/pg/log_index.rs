@@ -117,11 +117,14 @@ pub(super) unsafe fn insert_entries(
                 _ => None,
             };
             let mut begun = false;
+            let mut snapshot = None;
             for &slot in slots {
                 if ranges.as_mut().is_some_and(|ranges| !ranges.concerns(&(*slot).tts_tid)) {
                     continue;
                 }
                 if !begun {
+                    // Operator classes of BRIN have functions in SQL, which need one; at commit there is none.
+                    snapshot = ranges.is_some().then(ActiveSnapshot::ensure);
                     index.begin();
                     begun = true;
                 }
@@ -131,6 +134,9 @@ pub(super) unsafe fn insert_entries(
             }
             if begun {
                 index.end(relation);
+            }
+            if let Some(snapshot) = snapshot {
+                snapshot.end();
             }
             unguarded::relation_close(relation, pg_sys::NoLock as i32);
         }

@@ -433,7 +433,7 @@ pub fn partition_ancestors(oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     unsafe { oid_list(pg_sys::ffi::pg_guard_ffi_boundary(|| get_partition_ancestors(oid))) }
 }
 
-/// The table itself, its partitions and inheritance children at any depth, each locked.
+/// The table itself, its partitions and inheritance children at any depth, each locked; with `NoLock`, some may be gone.
 pub fn with_descendants(oid: pg_sys::Oid, lock: u32) -> Vec<pg_sys::Oid> {
     // SAFETY: as above.
     unsafe {
@@ -441,6 +441,12 @@ pub fn with_descendants(oid: pg_sys::Oid, lock: u32) -> Vec<pg_sys::Oid> {
             find_all_inheritors(oid, lock as pg_sys::LOCKMODE, std::ptr::null_mut())
         }))
     }
+}
+
+/// Whether this transaction holds that lock on a table, or a stronger one.
+pub fn is_locked_by_us(oid: pg_sys::Oid, lock: u32) -> bool {
+    // SAFETY: looks into this backend's own table of locks; any oid is allowed.
+    unsafe { pg_sys::CheckRelationOidLockedByMe(oid, lock as pg_sys::LOCKMODE, true) }
 }
 
 /// The value of a column in rows that were written before it was added, as their images have it.

@@ -6,6 +6,7 @@ use std::ffi::c_char;
 use pgrx::pg_sys;
 
 use super::relation::{Opened, Relation, c_string, is_complete};
+use super::session;
 use crate::error::Error;
 
 /// The triggers on an audited table.
@@ -19,14 +20,13 @@ enum Wanted {
 impl Wanted {
     const ALL: [Wanted; 2] = [Wanted::Row, Wanted::Truncate];
 
-    /// Names begin with a character below all letters and digits, so that these fire before any other trigger, and end
-    /// with the oid, so that a partition audited by itself can be attached to an audited table.
+    /// Names begin with a character below all letters and digits, so that these fire before any other trigger.
     fn name(self, table: pg_sys::Oid) -> String {
         let what = match self {
             Wanted::Row => "row",
             Wanted::Truncate => "truncate",
         };
-        format!("!audit_{what}_{}", table.to_u32())
+        unique_name(&format!("!audit_{what}"), table)
     }
 
     fn events(self) -> u32 {
@@ -40,6 +40,15 @@ impl Wanted {
         let row = if self == Wanted::Row { pg_sys::TRIGGER_TYPE_ROW } else { 0 };
         (row | self.events()) as i16
     }
+}
+
+/// A trigger's name that is no other's: not that of a partition's parent, whose clone may come to the partition; and not
+/// one that a dump of another database brings, where tables may have the same oids. A restore creates the dump's triggers,
+/// and these may be there already, since the table was altered after its policy came.
+fn unique_name(purpose: &str, table: pg_sys::Oid) -> String {
+    let cluster = session::system_identifier();
+    let place = (cluster >> 32) as u32 ^ cluster as u32 ^ session::database_id().to_u32();
+    format!("{purpose}_{}_{place:08x}", table.to_u32())
 }
 
 /// Makes sure that the table has its triggers, each once and ENABLE ALWAYS. Repairs what was disabled or replaced.
@@ -86,6 +95,12 @@ pub fn ensure_append_only(table: pg_sys::Oid, function: pg_sys::Oid) {
         // Internal, so that no dump carries it: where the partition is attached again, it is made again.
         create(table, function, "append_only", REFUSED as i16, true);
     }
+}
+
+/// Whether a table has audit triggers of its own.
+pub fn any(table: pg_sys::Oid, function: pg_sys::Oid) -> bool {
+    Opened::with_lock(table, pg_sys::AccessShareLock)
+        .is_some_and(|opened| !opened.relation().own_triggers(function).is_empty())
 }
 
 /// Removes the audit triggers of a table, but for clones, which go with their parent's.

@@ -12,7 +12,7 @@ use crate::modes::Mode;
 use crate::pg::env::{self, Env};
 use crate::pg::relation::{self, Relation, with_descendants};
 
-/// Forgets the policies of tables and schemas that are gone, and the action rules.
+/// Forgets the policies of tables and schemas that are gone, the action rules, and the oids of their layouts.
 pub fn forget_dropped() -> Result<(), Error> {
     let _acting = super::Acting::begin()?;
     run(
@@ -25,6 +25,13 @@ pub fn forget_dropped() -> Result<(), Error> {
         "DELETE FROM audit.action_rule r USING pg_catalog.pg_event_trigger_dropped_objects() d
          WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
            AND r.target = d.objid",
+        &[],
+    )?;
+    // The layouts stay known as written here, but another table can get the oid.
+    run(
+        "UPDATE audit.local_layout l SET relid = 0 FROM pg_catalog.pg_event_trigger_dropped_objects() d
+         WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
+           AND l.relid = d.objid",
         &[],
     )?;
     run(
@@ -45,6 +52,15 @@ pub fn touched_tables() -> Result<Vec<Oid>, Error> {
     )
 }
 
+/// Gives a partition of the log the index that its siblings have.
+pub fn index_log_partition(partition: Oid) -> Result<(), Error> {
+    let is_there = "SELECT pg_catalog.to_regprocedure('audit.index_partition(regclass)')::pg_catalog.oid";
+    if query(is_there, &[], |row| row.get::<Oid>(1))?.is_empty() {
+        return Ok(()); // A superuser took the extension apart; the partition is slow to read without.
+    }
+    run("SELECT audit.index_partition($1::pg_catalog.regclass)", &[oid(partition)])
+}
+
 /// Audited tables that have no row trigger.
 pub fn without_trigger(capture: Oid) -> Result<Vec<Oid>, Error> {
     query(
@@ -56,17 +72,54 @@ pub fn without_trigger(capture: Oid) -> Result<Vec<Oid>, Error> {
     )
 }
 
-/// Has the columns that a policy and its action rules name follow a renaming: their numbers are in the last layout.
+/// The columns of the table $1 as its last layout has them, beside those that it has now. Of a restored table, the last
+/// layout is that of its name, and columns keep their order but not their numbers.
+const COLUMNS: &str = "WITH layout AS (
+         SELECT r.columns, true AS is_local FROM audit.local_layout l JOIN audit.relation r ON r.id = l.relation_id
+         WHERE l.relid = $1
+         ORDER BY r.id DESC LIMIT 1
+     ), last AS (
+         SELECT columns, is_local FROM layout
+         UNION ALL
+         (SELECT r.columns, false FROM audit.relation r
+            JOIN pg_catalog.pg_class t ON t.relname::text = r.table_name
+            JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace AND n.nspname::text = r.schema_name
+          WHERE t.oid = $1 AND NOT EXISTS (SELECT FROM layout)
+          ORDER BY r.id DESC LIMIT 1)
+     ), former AS (
+         SELECT c.value ->> 'name' AS name,
+                CASE WHEN is_local THEN (c.value ->> 'attnum')::bigint ELSE c.place END AS place
+         FROM last, pg_catalog.jsonb_array_elements(last.columns) WITH ORDINALITY AS c (value, place)
+     ), present AS (
+         SELECT attname::text AS name,
+                CASE WHEN EXISTS (SELECT FROM layout) THEN attnum ELSE row_number() OVER (ORDER BY attnum) END AS place
+         FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped
+     )";
+
+/// Whether a table was restored from a dump, and has the columns that it had then. Nothing is written of such a table
+/// before its first change: the tables of the log may be yet to come.
+pub(super) fn is_as_restored(table: Oid) -> Result<bool, Error> {
+    let sql = format!(
+        "{COLUMNS}
+         SELECT NOT EXISTS (SELECT FROM layout)
+                AND (NOT EXISTS (SELECT FROM audit.relation)
+                     OR (SELECT pg_catalog.array_agg(name ORDER BY name) FROM former)
+                         = (SELECT pg_catalog.array_agg(name ORDER BY name) FROM present))"
+    );
+    Ok(query(&sql, &[oid(table)], |row| row.get(1))?.first() == Some(&true))
+}
+
+/// Has the columns that a policy and its action rules name follow a renaming.
 pub(super) fn rename_columns(table: Oid) -> Result<(), Error> {
     run(
-        "WITH layout AS (
-             SELECT columns FROM audit.relation WHERE relid = $1 ORDER BY id DESC LIMIT 1
-         ), renamed AS (
-             SELECT c.value ->> 'name' AS old_name, a.attname::text AS new_name
-             FROM layout, pg_catalog.jsonb_array_elements(layout.columns) c
-             JOIN pg_catalog.pg_attribute a
-               ON a.attrelid = $1 AND a.attnum = (c.value ->> 'attnum')::int2 AND NOT a.attisdropped
-             WHERE a.attname::text <> c.value ->> 'name'
+        &format!(
+            "{COLUMNS}, renamed AS (
+             SELECT f.name AS old_name, p.name AS new_name
+             FROM former f JOIN present p USING (place)
+             WHERE p.name <> f.name
+               -- Where numbers are not known, columns might only stand in another order.
+               AND (EXISTS (SELECT FROM layout)
+                    OR f.name NOT IN (SELECT name FROM present) AND p.name NOT IN (SELECT name FROM former))
          ), rules AS (
              UPDATE audit.action_rule SET
                  columns = ARRAY(SELECT coalesce(r.new_name, n) FROM unnest(columns) n LEFT JOIN renamed r ON r.old_name = n)
@@ -80,7 +133,8 @@ pub(super) fn rename_columns(table: Oid) -> Result<(), Error> {
              soft_delete_column = coalesce((SELECT r.new_name FROM renamed r WHERE r.old_name = soft_delete_column),
                                            soft_delete_column),
              tenant_column = coalesce((SELECT r.new_name FROM renamed r WHERE r.old_name = tenant_column), tenant_column)
-         WHERE target = $1 AND EXISTS (SELECT FROM renamed)",
+         WHERE target = $1 AND EXISTS (SELECT FROM renamed)"
+        ),
         &[oid(table)],
     )
 }
@@ -110,7 +164,8 @@ pub fn orphans(table: Oid) -> Result<Vec<Oid>, Error> {
     if followers.is_empty() {
         return Ok(followers);
     }
-    let family = with_descendants(root, pg_sys::AccessShareLock);
+    // No lock: another session may hold one, and wait for this one's.
+    let family = with_descendants(root, pg_sys::NoLock);
     Ok(followers.into_iter().filter(|follower| !family.contains(follower)).collect())
 }
 
@@ -169,23 +224,30 @@ pub(super) fn policy_of(table: Oid) -> Result<Option<Option<Oid>>, Error> {
     Ok(found.first().copied())
 }
 
-/// What the table should follow: the policy of its nearest audited ancestor.
-pub(super) fn inherited_source(table: Oid) -> Result<Option<Oid>, Error> {
+/// The table's policy, as `policy_of` has it, and what the table should follow: the policy of its nearest audited ancestor.
+/// Both as of one moment.
+pub(super) fn standing(table: Oid) -> Result<(Option<Option<Oid>>, Option<Oid>), Error> {
     let found = query(
         "WITH RECURSIVE ancestor (oid, depth) AS (
              SELECT inhparent, 1 FROM pg_catalog.pg_inherits WHERE inhrelid = $1 AND NOT inhdetachpending
              UNION
              SELECT i.inhparent, a.depth + 1
              FROM pg_catalog.pg_inherits i JOIN ancestor a ON i.inhrelid = a.oid WHERE NOT i.inhdetachpending
+         ), source (oid) AS (
+             SELECT coalesce(p.inherited_from, p.target)::pg_catalog.oid
+             FROM ancestor a JOIN audit.policy p ON p.target = a.oid
+             WHERE p.inherited_from IS NULL OR p.inherited_from IN (SELECT oid FROM ancestor)
+             ORDER BY a.depth LIMIT 1
          )
-         SELECT coalesce(p.inherited_from, p.target)::pg_catalog.oid
-         FROM ancestor a JOIN audit.policy p ON p.target = a.oid
-         WHERE p.inherited_from IS NULL OR p.inherited_from IN (SELECT oid FROM ancestor)
-         ORDER BY a.depth LIMIT 1",
+         SELECT p.target IS NOT NULL, p.inherited_from::pg_catalog.oid, source.oid
+         FROM (VALUES (1)) one LEFT JOIN audit.policy p ON p.target = $1 LEFT JOIN source ON true",
         &[oid(table)],
-        |row| row.get(1),
+        |row| {
+            let own = row.get::<bool>(1)?.unwrap_or(false).then_some(row.get::<Oid>(2)?);
+            Ok(Some((own, row.get::<Oid>(3)?)))
+        },
     )?;
-    Ok(found.first().copied())
+    Ok(found.first().copied().unwrap_or_default())
 }
 
 pub(super) fn write_policy(target: Oid, inherited_from: Option<Oid>, options: &Options) -> Result<(), Error> {

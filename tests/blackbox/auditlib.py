@@ -148,17 +148,23 @@ def relids(conn, table):
 
 
 def events(conn, table=None, relation_oids=None):
-    """Events in the documented order: of a table and its descendants, of given oids, or all there are."""
+    """Events in the documented order: of a table and its descendants, of given oids, or all there are.
+
+    Layouts that a restore brought have oids of another database: they belong to the table of their name, if it is there.
+    """
     if table is not None:
         relation_oids = relids(conn, table)
     rows = conn.execute(
-        """SELECT c.era, c.position::text, e.command, e.seq, e.changeset_id, e.operation::text, e.status::text,
-                  r.relid::int8, r.schema_name, r.table_name, e.resource_id, e.row_image::text, e.old_values::text,
+        """WITH layout AS (
+               SELECT r.*, coalesce(CASE l.relid WHEN 0 THEN r.relid ELSE l.relid END, to_regclass(format('%%I.%%I', r.schema_name, r.table_name)), r.relid)::int8 AS oid
+                 FROM audit.relation r LEFT JOIN audit.local_layout l ON l.relation_id = r.id)
+           SELECT c.era, c.position::text, e.command, e.seq, e.changeset_id, e.operation::text, e.status::text,
+                  r.oid, r.schema_name, r.table_name, e.resource_id, e.row_image::text, e.old_values::text,
                   e.details, e.action, c.origin::text, c.user_id, c.xid::text
              FROM audit.event e
              LEFT JOIN audit.changeset c ON c.id = e.changeset_id AND c.occurred_at = e.occurred_at
-             LEFT JOIN audit.relation r ON r.id = e.relation_id
-            WHERE %(oids)s::int8[] IS NULL OR r.relid::int8 = ANY (%(oids)s)
+             LEFT JOIN layout r ON r.id = e.relation_id
+            WHERE %(oids)s::int8[] IS NULL OR r.oid = ANY (%(oids)s)
             ORDER BY c.era, c.position NULLS LAST, e.command, e.seq""", {"oids": relation_oids}).fetchall()
     return [Event(*row) for row in rows]
 

@@ -237,7 +237,7 @@ def test_log_is_damaged_while_a_writer_waits_for_it(conn, db, witness, damage):
         "ALTER TABLE audit.event_default ALTER details SET NOT NULL",
         """DO $$ DECLARE i regclass; BEGIN
                   FOR i IN SELECT indexrelid FROM pg_index WHERE NOT indisprimary
-                               AND indrelid IN ('audit.event'::regclass, 'audit.changeset'::regclass) LOOP
+                               AND indrelid IN ('audit.event_default'::regclass, 'audit.changeset_default'::regclass) LOOP
                       EXECUTE 'DROP INDEX ' || i;
                   END LOOP; END $$""",
     ],

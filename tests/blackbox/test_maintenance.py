@@ -81,9 +81,13 @@ def assert_append_only(conn):
         conn.execute(f"SET session_replication_role = {role}")
         for table in ("changeset", "event"):
             for name in [f"audit.{table}", *partitions(conn, table)]:
-                for statement in (f"TRUNCATE {name}", f"DELETE FROM {name}", f"UPDATE {name} SET checksum = NULL"):
+                for statement in (f"DELETE FROM {name}", f"UPDATE {name} SET checksum = NULL"):
                     with sqlstate("55000"):
                         conn.execute(statement)
+                # Of a partition that has no page yet, it removes nothing.
+                if name == f"audit.{table}" or conn.execute("SELECT pg_relation_size(%s)", [name]).fetchone()[0]:
+                    with sqlstate("55000"):
+                        conn.execute(f"TRUNCATE {name}")
     conn.execute("RESET session_replication_role")
 
 
@@ -246,7 +250,7 @@ def test_dump_and_restore(new_cluster):
         conn.execute("INSERT INTO audit.changeset SELECT * FROM copy")
         expected = conn.execute(PARTITIONS).fetchall(), conn.execute("SELECT count(*), sum(hashtext(e::text)) FROM audit.event e").fetchall()
     dump = old.run([old.bin("pg_dump"), "postgres"]).stdout
-    new.run([new.bin("psql"), "-X", "-q", "-d", "postgres", "-f", "-"], input=dump)
+    new.run([new.bin("psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", "postgres", "-f", "-"], input=dump)
     with new.connect() as conn:
         found = conn.execute(PARTITIONS).fetchall(), conn.execute("SELECT count(*), sum(hashtext(e::text)) FROM audit.event e").fetchall()
         assert found == expected

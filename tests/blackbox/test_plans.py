@@ -30,6 +30,7 @@ def log(cluster, _template):
         year.load(conn)
         # The log knows that table as the one that is there now.
         conn.execute("ALTER TABLE audit.relation DISABLE TRIGGER ALL; UPDATE audit.relation SET relid = 'shop.customer'::regclass WHERE table_name = 'customer'")
+        conn.execute("INSERT INTO audit.local_layout SELECT relid, id FROM audit.relation WHERE table_name = 'customer'")
         conn.execute("ALTER TABLE audit.relation ENABLE ALWAYS TRIGGER append_only; ALTER TABLE audit.relation ENABLE ALWAYS TRIGGER append_only_row")
         while conn.execute("SELECT FROM audit.maintain(max_indexes => 50) AS m WHERE m.action = 'index'").rowcount:
             pass

@@ -5,7 +5,7 @@ SET search_path = contract_enable;
 
 CREATE TEMP VIEW audit_trigger AS
 SELECT t.tgrelid::regclass AS "table",
-       regexp_replace(t.tgname, '\d+', '<oid>') AS trigger,
+       regexp_replace(t.tgname, '\d+_[0-9a-f]{8}$', '<oid>') AS trigger,
        t.tgenabled AS enabled,
        CASE t.tgtype & 66 WHEN 0 THEN 'AFTER' ELSE 'other' END AS timing,
        CASE t.tgtype & 1 WHEN 1 THEN 'ROW' ELSE 'STATEMENT' END AS level,
