@@ -5,7 +5,7 @@ use pgrx::pg_sys;
 
 use super::log_index::{Key, LeafIndex};
 use super::relation::Opened;
-use super::unguarded::guarded;
+use super::unguarded::{self, guarded};
 use crate::error::Error;
 
 /// Inserts the tuples' entries into those of the indexes that are not on plain columns.
@@ -26,7 +26,7 @@ pub(super) unsafe fn insert_entries(
     // SAFETY: as above; the executor state lives from here to the end of this function, or until an ERROR frees its
     // memory context.
     unsafe {
-        let snapshot = ActiveSnapshot::ensure();
+        let snapshot = guarded(|| ActiveSnapshot::ensure());
         let state = pg_sys::CreateExecutorState();
         for index in indexes.iter().filter(|index| !index.is_plain()) {
             let opened = Opened::known(index.oid, pg_sys::RowExclusiveLock).ok_or_else(|| gone(index.oid))?;
@@ -48,7 +48,7 @@ pub(super) unsafe fn insert_entries(
             (*index.info).ii_PredicateState = std::ptr::null_mut();
         }
         pg_sys::FreeExecutorState(state);
-        snapshot.end();
+        guarded(|| snapshot.end());
     }
     Ok(())
 }
@@ -79,21 +79,25 @@ pub(super) struct ActiveSnapshot {
 }
 
 impl ActiveSnapshot {
-    pub(super) fn ensure() -> Self {
-        // SAFETY: a transaction is under way; an ERROR drops the snapshot with it.
+    /// # Safety
+    /// To be called inside `guarded`, in a transaction.
+    pub(super) unsafe fn ensure() -> Self {
+        // SAFETY: as above; an ERROR drops the snapshot with the transaction.
         unsafe {
-            let is_ours = !pg_sys::ActiveSnapshotSet();
+            let is_ours = !unguarded::ActiveSnapshotSet();
             if is_ours {
-                pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+                unguarded::PushActiveSnapshot(unguarded::GetTransactionSnapshot());
             }
             ActiveSnapshot { is_ours }
         }
     }
 
-    pub(super) fn end(self) {
+    /// # Safety
+    /// As for `ensure`; what was pushed since is popped.
+    pub(super) unsafe fn end(self) {
         if self.is_ours {
             // SAFETY: pushed by `ensure`, and the uppermost again.
-            unsafe { pg_sys::PopActiveSnapshot() };
+            unsafe { unguarded::PopActiveSnapshot() };
         }
     }
 }

@@ -4,7 +4,7 @@ use pgrx::pg_sys;
 
 use super::brin::{RangeMap, Ranges};
 use super::expression_index::ActiveSnapshot;
-use super::unguarded;
+use super::unguarded::{self, guarded};
 
 pub(super) struct LeafIndex {
     pub(super) oid: pg_sys::Oid,
@@ -46,10 +46,10 @@ impl Key {
 /// # Safety
 /// The table is open and locked.
 pub(super) unsafe fn indexes(relation: pg_sys::Relation) -> Vec<LeafIndex> {
-    let snapshot = ActiveSnapshot::ensure();
     // SAFETY: the table is open and locked; each index is opened and closed.
-    let indexes = unsafe {
-        super::relation::index_oids(relation)
+    unsafe {
+        let snapshot = guarded(|| ActiveSnapshot::ensure());
+        let indexes = super::relation::index_oids(relation)
             .into_iter()
             .filter_map(|oid| {
                 let index = pg_sys::index_open(oid, pg_sys::RowExclusiveLock as i32);
@@ -73,10 +73,10 @@ pub(super) unsafe fn indexes(relation: pg_sys::Relation) -> Vec<LeafIndex> {
                     columns: plain_columns(info),
                 })
             })
-            .collect()
-    };
-    snapshot.end();
-    indexes
+            .collect();
+        guarded(|| snapshot.end());
+        indexes
+    }
 }
 
 unsafe fn plain_columns(info: *mut pg_sys::IndexInfo) -> Option<Columns> {
@@ -124,7 +124,7 @@ pub(super) unsafe fn insert_entries(
                 }
                 if !begun {
                     // Operator classes of BRIN have functions in SQL, which need one; at commit there is none.
-                    snapshot = ranges.is_some().then(ActiveSnapshot::ensure);
+                    snapshot = ranges.is_some().then(|| ActiveSnapshot::ensure());
                     index.begin();
                     begun = true;
                 }

@@ -79,6 +79,12 @@ unsafe extern "C-unwind" {
     #[cfg(any(feature = "pg17", feature = "pg18"))]
     pub fn MemoryContextDelete(context: pg_sys::MemoryContext);
 
+    // A snapshot for functions of indexes.
+    pub fn ActiveSnapshotSet() -> bool;
+    pub fn GetTransactionSnapshot() -> pg_sys::Snapshot;
+    pub fn PushActiveSnapshot(snapshot: pg_sys::Snapshot);
+    pub fn PopActiveSnapshot();
+
     // A BRIN index's map of page ranges.
     pub fn brinGetStats(index: pg_sys::Relation, stats: *mut super::brin::Stats);
     pub fn ReadBufferExtended(
