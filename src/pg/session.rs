@@ -114,14 +114,25 @@ pub fn search_path() -> Vec<u8> {
     }
 }
 
+/// Where the port structure (libpq/libpq-be.h) has the names of database and role. pgrx's has a field before them that
+/// version 17 has not.
+#[cfg(not(feature = "pg17"))]
+const NAMES_AT: usize = std::mem::offset_of!(pg_sys::libpq::be::Port, database_name);
+#[cfg(feature = "pg17")]
+const NAMES_AT: usize = std::mem::offset_of!(pg_sys::libpq::be::Port, canAcceptConnections);
+
 /// Calls `body` with the names of database and role that the client asked for.
 pub fn with_login_names(body: impl FnOnce(&[u8], &[u8])) {
     // SAFETY: the port structure, where there is one, holds C strings, or null before the client's first packet is read.
     unsafe {
         let port = pg_sys::libpq::be::MyProcPort;
-        if !port.is_null() && !(*port).database_name.is_null() && !(*port).user_name.is_null() {
+        if port.is_null() {
+            return;
+        }
+        let [database, role] = port.byte_add(NAMES_AT).cast::<[*const std::ffi::c_char; 2]>().read();
+        if !database.is_null() && !role.is_null() {
             let text = |text| CStr::from_ptr(text).to_bytes();
-            body(text((*port).database_name), text((*port).user_name));
+            body(text(database), text(role));
         }
     }
 }
