@@ -39,6 +39,10 @@ new_cluster(conf=None, **kw) -> Cluster
     Factory of started private clusters, with the default settings plus the dict `conf`
     ({"fsync": "on"}); removed at the end of the test. `create_db(name)` there is the caller's.
 
+preloaded (module scope), server
+    A running private `Cluster` with the library in shared_preload_libraries (queuelib.py), shared by the tests of a
+    module; as `server`, a failed test shows its log. Databases on it are the test's own.
+
 role(options="LOGIN") -> str
     Factory of roles with unique names, dropped after the test with what they own in `db`.
 
@@ -68,6 +72,7 @@ for name in [name for name in os.environ if name.startswith("PG")]:
     del os.environ[name]  # PGHOST and the like would reach the programs that the tests start
 
 from cluster import Cluster, pg_config_of  # noqa: E402
+from queuelib import PRELOAD  # noqa: E402
 
 TEMPLATE = "audit_template"
 
@@ -230,6 +235,18 @@ def new_cluster(request):
     yield make
     for cluster in made:
         cluster.remove()
+
+
+@pytest.fixture(scope="module")
+def preloaded():
+    with Cluster(conf=PRELOAD) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def server(preloaded, request):
+    _watch(request, preloaded)
+    return preloaded
 
 
 @pytest.fixture

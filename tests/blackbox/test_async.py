@@ -2,6 +2,7 @@
 crash takes is found."""
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -11,27 +12,12 @@ import time
 import psycopg
 import pytest
 
+import queuelib
 from auditlib import check_integrity, events, replay, sqlstate
 from cluster import Cluster
+from queuelib import PRELOAD, stats, worker_pids
 
-PRELOAD = {"shared_preload_libraries": "audit_ext", "max_worker_processes": "16"}
-
-
-def until(condition, seconds=120):
-    """Waits until the condition gives something true, and returns it."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < deadline, "not within %s s" % seconds
-        time.sleep(0.02)
-
-
-@pytest.fixture(scope="module")
-def preloaded():
-    with Cluster(conf=PRELOAD) as cluster:
-        yield cluster
+until = functools.partial(queuelib.until, seconds=120)
 
 
 def prepare(cluster, name):
@@ -44,16 +30,11 @@ def prepare(cluster, name):
 
 
 @pytest.fixture
-def server(preloaded, request):
+def server(server):
     """A connection to a fresh database where table t is async and s sync."""
-    request.node.__dict__.setdefault("clusters", {})[preloaded] = len(preloaded.log)
-    prepare(preloaded, "later")
-    with preloaded.connect("later") as conn:
+    prepare(server, "later")
+    with server.connect("later") as conn:
         yield conn
-
-
-def stats(conn):
-    return conn.execute("SELECT to_jsonb(s) FROM audit.stats s").fetchone()[0]
 
 
 def settled(conn, least=0):
@@ -67,12 +48,6 @@ def settled(conn, least=0):
 
 def fallbacks(conn):
     return stats(conn)["queue_fallbacks"]
-
-
-def worker_pids(cluster, dbname):
-    with cluster.connect() as conn:
-        return [pid for pid, in conn.execute(
-            "SELECT pid FROM pg_stat_activity WHERE backend_type = 'audit worker' AND datname = %s", [dbname])]
 
 
 def test_events_come_after_the_commit_with_the_sessions_context(server, preloaded):

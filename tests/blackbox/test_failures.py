@@ -8,8 +8,7 @@ import psycopg
 import pytest
 
 from auditlib import check_integrity
-from cluster import Cluster
-from test_queue import PRELOAD, database, log_isolated, stats, until
+from queuelib import PRELOAD, database, log_isolated, stats, until
 
 SETUP = """
 CREATE TABLE parent (id int PRIMARY KEY);
@@ -118,18 +117,6 @@ HANDLED = {
     "two rows": "UPDATE account SET slot = (SELECT id FROM account)",
     "raised": "RAISE EXCEPTION 'x'",
 }
-
-
-@pytest.fixture(scope="module")
-def preloaded():
-    with Cluster(conf=PRELOAD) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def server(preloaded, request):
-    request.node.__dict__.setdefault("clusters", {})[preloaded] = len(preloaded.log)
-    return preloaded
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 from auditlib import check_integrity
 from cluster import Cluster
-from test_queue import PRELOAD, database, log_isolated, stats, until
+from queuelib import PRELOAD, database, log_isolated, stats, until
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +41,6 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-@pytest.fixture
-def server(preloaded, request):
-    request.node.__dict__.setdefault("clusters", {})[preloaded] = len(preloaded.log)
-    return preloaded
 
 
 @pytest.fixture

@@ -1,82 +1,16 @@
 """The audit queue and its worker: isolated events, and a worker's life through errors, kills, restarts and DDL."""
 
-import contextlib
 import json
 import threading
 import time
 
-import psycopg.types.json
-import pytest
-
 from auditlib import check_integrity, events, sqlstate
 from cluster import Cluster
-
-PRELOAD = {"shared_preload_libraries": "audit_ext", "max_worker_processes": "16"}
-
-
-@pytest.fixture(scope="module")
-def preloaded():
-    with Cluster(conf=PRELOAD) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def server(preloaded, request):
-    request.node.__dict__.setdefault("clusters", {})[preloaded] = len(preloaded.log)
-    return preloaded
-
-
-@contextlib.contextmanager
-def database(cluster, name, extension=True):
-    cluster.create_db(name)
-    try:
-        if extension:
-            with cluster.connect(name) as conn:
-                conn.execute("CREATE EXTENSION audit_ext")
-                conn.execute("CREATE TABLE account (id int PRIMARY KEY, balance numeric)")
-        yield name
-    finally:
-        if cluster.running:
-            cluster.drop_db(name)
-
-
-def until(condition, seconds=20):
-    """Waits until the condition gives something true, and returns it."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < deadline, "not within %s s" % seconds
-        time.sleep(0.02)
-
-
-def stats(conn):
-    row = conn.execute("SELECT to_jsonb(s) FROM audit.stats s").fetchone()
-    return row[0]
-
-
-def log_isolated(conn, action="test.event", **kw):
-    """Whether it was committed: what was not comes with a warning."""
-    notices = []
-    conn.add_notice_handler(notices.append)
-    try:
-        details = psycopg.types.json.Jsonb(kw["details"]) if "details" in kw else None
-        conn.execute("SELECT audit.log_event(%s, %s, %s, %s, isolated => true)",
-                     [action, kw.get("resource"), kw.get("resource_id"), details])
-    finally:
-        conn.remove_notice_handler(notices.append)
-    return not notices
+from queuelib import PRELOAD, database, log_isolated, stats, until, worker_pids
 
 
 def actions(conn, action):
     return [e for e in events(conn) if e.action == action]
-
-
-def worker_pids(cluster, dbname):
-    with cluster.connect() as conn:
-        return [pid for pid, in conn.execute(
-            "SELECT pid FROM pg_stat_activity WHERE backend_type = 'audit worker' AND datname = %s", [dbname])]
 
 
 def test_an_isolated_event_stays_when_its_transaction_is_rolled_back(server):

@@ -5,24 +5,13 @@ import math
 import pytest
 
 from auditlib import check_integrity, events, sqlstate
-from cluster import Cluster
-
-PRELOAD = {"shared_preload_libraries": "audit_ext"}
-
-
-@pytest.fixture(scope="module")
-def preloaded():
-    with Cluster(conf=PRELOAD) as cluster:
-        yield cluster
-
 
 @pytest.fixture
-def server(preloaded, request):
+def server(server):
     """A connection to a fresh database with the extension."""
-    request.node.__dict__.setdefault("clusters", {})[preloaded] = len(preloaded.log)
-    preloaded.drop_db("sampled")
-    preloaded.create_db("sampled")
-    with preloaded.connect("sampled") as conn:
+    server.drop_db("sampled")
+    server.create_db("sampled")
+    with server.connect("sampled") as conn:
         conn.execute("CREATE EXTENSION audit_ext; CREATE TABLE t (id int PRIMARY KEY, n int)")
         yield conn
 

@@ -1,22 +1,7 @@
 """What audit.stats and audit.stats_tables count."""
 
-import pytest
-
 from auditlib import sqlstate
-from cluster import Cluster
-from test_queue import PRELOAD, database, log_isolated, stats, until
-
-
-@pytest.fixture(scope="module")
-def preloaded():
-    with Cluster(conf=PRELOAD) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def server(preloaded, request):
-    request.node.__dict__.setdefault("clusters", {})[preloaded] = len(preloaded.log)
-    return preloaded
+from queuelib import database, log_isolated, stats, until
 
 
 def tables(conn):
