@@ -62,7 +62,6 @@ DECLARE
 BEGIN
     EXECUTE format('CREATE TABLE audit.%I PARTITION OF audit.%I FOR VALUES FROM (%L) TO (%L)', name, log_table, since, until);
     PERFORM audit.close_to_others(format('audit.%I', name)::regclass);
-    PERFORM audit.summarize_partition(format('audit.%I', name)::regclass, false);
     RETURN format('audit.%I', name);
 END
 $$;
@@ -176,7 +175,6 @@ BEGIN
        SET extconfig = extconfig || format('audit.%I', old_name)::regclass::oid, extcondition = extcondition || ''::text
      WHERE extname = 'audit_ext';
     PERFORM audit.close_to_others(format('audit.%I', old_name)::regclass);
-    PERFORM audit.summarize_partition(format('audit.%I', old_name)::regclass, false);
     RETURN old::text;
 END
 $$;

@@ -7,12 +7,10 @@ use std::ffi::CString;
 
 use audit_core::canonical::{Operation, Origin, Status};
 use audit_core::jsonb::{self, KeyBlock};
-use pgrx::pg_sys::Oid;
 
 use crate::datetime;
 use crate::error::Error;
-use crate::facts::Author;
-use crate::pg::session::{self, Roles};
+use crate::pg::session;
 use crate::pg::shmem::{self, Alert, Counter, Database, Presence};
 use crate::pg::worker::{self, Failure, sqlstate_text};
 use crate::queue::{Head, Kind};
@@ -86,17 +84,7 @@ fn announce(what: &str, alert: &Alert) -> Result<(), Failure> {
 
 fn record(alert: &Alert) -> Result<(), Error> {
     let details = details(alert, None)?;
-    let head = Head {
-        kind: Kind::Events,
-        origin: Origin::Isolated,
-        occurred_at: session::clock(),
-        author: Author::of_worker(),
-        roles: Roles { session: Oid::INVALID, effective: Oid::INVALID },
-        context: Default::default(),
-        application_name: Vec::new(),
-        statement: None,
-    };
-    head.begin()?;
+    Head::of_nobody(Kind::Events, Origin::Isolated, None).begin()?;
     transaction::record(&Event {
         layout: None,
         operation: Operation::Application,

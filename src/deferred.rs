@@ -16,10 +16,9 @@ use pgrx::pg_sys::Oid;
 
 use crate::datetime;
 use crate::error::Error;
-use crate::facts::Author;
 use crate::layouts::Layout;
 use crate::pg::in_transit::{self, Place};
-use crate::pg::session::{self, Roles};
+use crate::pg::session;
 use crate::pg::shmem::{self, Counter, Database, Queue, Reserved};
 use crate::pg::{catalog, report};
 use crate::queue::{self, Head, Kind, Written};
@@ -239,17 +238,7 @@ struct Gap<'a> {
 impl Gap<'_> {
     fn record(&self) -> Result<(), Error> {
         let details = self.details(false)?;
-        Head {
-            kind: Kind::Events,
-            origin: Origin::Isolated,
-            occurred_at: session::clock(),
-            author: Author::of_worker(),
-            roles: Roles { session: Oid::INVALID, effective: Oid::INVALID },
-            context: Default::default(),
-            application_name: Vec::new(),
-            statement: None,
-        }
-        .begin()?;
+        Head::of_nobody(Kind::Events, Origin::Isolated, None).begin()?;
         transaction::record(&Event {
             layout: None,
             operation: Operation::Application,

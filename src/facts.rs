@@ -31,15 +31,9 @@ impl Author {
         }
     }
 
-    /// The worker, on its own account.
-    pub fn of_worker() -> Self {
-        Author {
-            backend_pid: session::backend_pid(),
-            client: None,
-            session_role: None,
-            effective_role: None,
-            position: None,
-        }
+    /// This process, on nobody's account: the worker, or one that refuses a client.
+    pub fn of_nobody(client: Option<(IpAddr, u16)>) -> Self {
+        Author { backend_pid: session::backend_pid(), client, session_role: None, effective_role: None, position: None }
     }
 
     /// This session in the midst of an error: nothing is looked up.

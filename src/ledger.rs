@@ -44,7 +44,7 @@ impl Place {
         Ok(Place {
             cluster: heap::numeric_payload(session::system_identifier())?,
             timeline: i64::from(session::timeline()),
-            database: session::database_id(),
+            database: session::database(),
         })
     }
 

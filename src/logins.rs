@@ -10,13 +10,11 @@ use audit_core::canonical::{Operation, Origin, Status};
 use audit_core::fold::{Decision, Entry};
 use audit_core::jsonb::{self, KeyBlock};
 use audit_core::message::{Reader, Writer};
-use pgrx::pg_sys::Oid;
 
 use crate::datetime;
 use crate::error::Error;
-use crate::facts::Author;
 use crate::gucs::{self, LogLogins};
-use crate::pg::session::{self, Roles};
+use crate::pg::session;
 use crate::pg::shmem::{self, Counter, Database, Presence, Queue};
 use crate::pg::worker::sqlstate_text;
 use crate::queue::{Head, Kind};
@@ -82,22 +80,7 @@ fn tell_refused(
     client: Option<(std::net::IpAddr, u16)>,
     asked: &Asked,
 ) -> bool {
-    let head = Head {
-        kind: Kind::Login,
-        origin: Origin::Login,
-        occurred_at: session::clock(),
-        author: Author {
-            backend_pid: session::backend_pid(),
-            client,
-            session_role: None,
-            effective_role: None,
-            position: None,
-        },
-        roles: Roles { session: Oid::INVALID, effective: Oid::INVALID },
-        context: Default::default(),
-        application_name: Vec::new(),
-        statement: None,
-    };
+    let head = Head::of_nobody(Kind::Login, Origin::Login, client);
     tell(queue, database, &head, What::Refused, |out| {
         out.string(asked.role)?;
         out.u32(asked.sqlstate as u32)?;
@@ -186,23 +169,7 @@ pub fn write_folded(entry: &Entry) -> Result<(), Error> {
         octets if octets.len() == 4 => <[u8; 4]>::try_from(octets).ok().map(Into::into),
         octets => <[u8; 16]>::try_from(octets).ok().map(Into::into),
     };
-    let head = Head {
-        kind: Kind::Login,
-        origin: Origin::Login,
-        occurred_at: session::clock(),
-        author: Author {
-            backend_pid: session::backend_pid(),
-            client: address.map(|address| (address, 0)),
-            session_role: None,
-            effective_role: None,
-            position: None,
-        },
-        roles: Roles { session: Oid::INVALID, effective: Oid::INVALID },
-        context: Default::default(),
-        application_name: Vec::new(),
-        statement: None,
-    };
-    head.begin()?;
+    Head::of_nobody(Kind::Login, Origin::Login, address.map(|address| (address, 0))).begin()?;
     let (first, last) = (datetime::timestamp(entry.first_at, true), datetime::timestamp(entry.last_at, true));
     let details = object(
         &[

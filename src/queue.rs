@@ -58,6 +58,20 @@ impl Head {
         }
     }
 
+    /// Of this process, now, on nobody's account.
+    pub fn of_nobody(kind: Kind, origin: Origin, client: Option<(IpAddr, u16)>) -> Self {
+        Head {
+            kind,
+            origin,
+            occurred_at: session::clock(),
+            author: Author::of_nobody(client),
+            roles: Roles { session: Oid::INVALID, effective: Oid::INVALID },
+            context: Default::default(),
+            application_name: Vec::new(),
+            statement: None,
+        }
+    }
+
     pub fn put(&self, out: &mut Writer) -> Result<(), Error> {
         out.u8(self.kind as u8)?;
         out.u8(self.origin as u8)?;

@@ -99,7 +99,7 @@ fn with_log<T>(
 
 /// The proof that the current ledger, when it had `old_size` entries, was the beginning of what it is now.
 pub fn consistency(old_size: i64) -> Result<String, Error> {
-    let era = if session::in_recovery() { latest()?.map(|(era, _)| era) } else { era_begun()? };
+    let era = if session::is_standby() { latest()?.map(|(era, _)| era) } else { era_begun()? };
     let refused =
         |message: String| Error::Checkpoint { message, hint: "audit.checkpoint lists the states of the ledger." };
     let era = era.ok_or_else(|| refused("there is no checkpoint yet".into()))?;

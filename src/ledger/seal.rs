@@ -30,7 +30,7 @@ const CLOCK_SLACK: i64 = 10_000_000;
 
 /// Returns the size of the tree.
 pub fn seal(everything: bool) -> Result<i64, Error> {
-    if session::in_recovery() {
+    if session::is_standby() {
         return Err(Error::InRecovery);
     }
     if session::shares_snapshot() {

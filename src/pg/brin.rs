@@ -9,6 +9,7 @@ use std::cell::Cell;
 
 use pgrx::pg_sys;
 
+use super::heap::block_of;
 use super::unguarded::{self, guarded};
 
 /// `BrinStatsData`: what the index's first page says.
@@ -97,7 +98,7 @@ impl<'a> Ranges<'a> {
     /// Whether the index must be told of the tuple: its range has a summary, or it is the first of its range, at which
     /// `autosummarize` has the range before it summarised.
     pub(super) fn concerns(&mut self, tid: &pg_sys::ItemPointerData) -> bool {
-        let block = u32::from(tid.ip_blkid.bi_hi) << 16 | u32::from(tid.ip_blkid.bi_lo);
+        let block = block_of(tid);
         if block.is_multiple_of(self.map.pages_per_range) && tid.ip_posid == 1 {
             return true;
         }

@@ -97,6 +97,11 @@ pub fn int8_array(elements: &[i64]) -> pg_sys::Datum {
     }
 }
 
+/// The block that a tuple is in.
+pub fn block_of(tid: &pg_sys::ItemPointerData) -> pg_sys::BlockNumber {
+    u32::from(tid.ip_blkid.bi_hi) << 16 | u32::from(tid.ip_blkid.bi_lo)
+}
+
 /// Inserts a row with its index entries, and returns where it is. The values match the definition in number and type.
 pub fn insert(definition: &'static Definition, row: &[Value]) -> Result<pg_sys::ItemPointerData, Error> {
     let table = catalog::own_table(definition)?;

@@ -58,24 +58,20 @@ pub fn insert(incarnation: i64, number: u64, row: &Row) -> Result<Place, Error> 
             Value::TextArray(&row.tables),
         ],
     )?;
-    Ok(Place {
-        block: (u32::from(place.ip_blkid.bi_hi) << 16) | u32::from(place.ip_blkid.bi_lo),
-        offset: place.ip_posid,
-    })
+    Ok(Place { block: heap::block_of(&place), offset: place.ip_posid })
 }
 
 /// Removes a row.
 pub fn remove(place: Place, number: u64) -> Result<(), Error> {
     let opened = open()?;
     let table = opened.relation().0;
-    let mut place = item_pointer(place);
+    let mut tid = item_pointer(place);
     // SAFETY: the table is open; the tuple is read while its page is pinned.
     let is_there = unsafe {
         let blocks = pg_sys::RelationGetNumberOfBlocksInFork(table, pg_sys::ForkNumber::MAIN_FORKNUM);
-        let mut tuple = pg_sys::HeapTupleData { t_self: place, ..Default::default() };
+        let mut tuple = pg_sys::HeapTupleData { t_self: tid, ..Default::default() };
         let mut buffer = 0;
-        let block = (u32::from(place.ip_blkid.bi_hi) << 16) | u32::from(place.ip_blkid.bi_lo);
-        block < blocks
+        place.block < blocks
             && pg_sys::heap_fetch(table, &raw mut pg_sys::SnapshotSelfData, &mut tuple, &mut buffer, false)
             && {
                 let is_it = with_row(table, &mut tuple, |row| row.int8(column::NUMBER) == Some(number as i64));
@@ -85,7 +81,7 @@ pub fn remove(place: Place, number: u64) -> Result<(), Error> {
     };
     if is_there {
         // SAFETY: the tuple is there, and nobody else removes it.
-        unsafe { pg_sys::simple_heap_delete(table, &mut place) };
+        unsafe { pg_sys::simple_heap_delete(table, &mut tid) };
         return Ok(());
     }
     // VACUUM FULL or CLUSTER moved it.

@@ -221,16 +221,6 @@ pub fn timeline() -> u32 {
     unsafe { pg_sys::GetWALInsertionTimeLine() }
 }
 
-pub fn in_recovery() -> bool {
-    // SAFETY: reads shared memory.
-    unsafe { pg_sys::RecoveryInProgress() }
-}
-
-pub fn database_id() -> pg_sys::Oid {
-    // SAFETY: a read of a backend variable.
-    unsafe { pg_sys::MyDatabaseId }
-}
-
 pub fn database_name() -> String {
     // SAFETY: a catalog look-up that gives a C string, or null for a database that is gone.
     let name = unsafe {

@@ -47,7 +47,7 @@ impl Wanted {
 /// and these may be there already, since the table was altered after its policy came.
 fn unique_name(purpose: &str, table: pg_sys::Oid) -> String {
     let cluster = session::system_identifier();
-    let place = (cluster >> 32) as u32 ^ cluster as u32 ^ session::database_id().to_u32();
+    let place = (cluster >> 32) as u32 ^ cluster as u32 ^ session::database().to_u32();
     format!("{purpose}_{}_{place:08x}", table.to_u32())
 }
 
