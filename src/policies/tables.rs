@@ -196,7 +196,8 @@ pub(super) fn tables_of(schema: Oid) -> Result<Vec<Oid>, Error> {
 pub(super) fn schema_options(relation: Relation) -> Result<Option<Options>, Error> {
     let name = String::from_utf8_lossy(&relation::namespace_name(relation.namespace())).into_owned();
     let found = query(
-        "SELECT exclude_columns, mask_columns, soft_delete_column, require_context, skip_unchanged, tenant_column
+        "SELECT exclude_columns, mask_columns, soft_delete_column, require_context, skip_unchanged, tenant_column,
+                require_verified_context
          FROM audit.schema_policy WHERE schema_name = $1 AND include_future AND $2 <> ALL (except_tables)",
         &[name.as_str().into(), String::from_utf8_lossy(&relation.name()).into_owned().into()],
         |row| {
@@ -209,6 +210,7 @@ pub(super) fn schema_options(relation: Relation) -> Result<Option<Options>, Erro
                 skip_unchanged: row.get(5)?.unwrap_or(false),
                 snapshot: false,
                 tenant_column: row.get(6)?,
+                require_verified_context: row.get(7)?.unwrap_or(false),
             }))
         },
     )?;
@@ -254,8 +256,8 @@ pub(super) fn write_policy(target: Oid, inherited_from: Option<Oid>, options: &O
     run(
         &format!(
             "INSERT INTO audit.policy (target, inherited_from, exclude_columns, mask_columns, soft_delete_column,
-            require_context, skip_unchanged, tenant_column, mode, sample_rate)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+            require_context, skip_unchanged, tenant_column, mode, sample_rate, require_verified_context)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
          ON CONFLICT (target) DO UPDATE SET inherited_from = excluded.inherited_from,
             mode = excluded.mode, sample_rate = excluded.sample_rate,
             {REPLACE_OPTIONS}"
@@ -271,6 +273,7 @@ pub(super) fn write_policy(target: Oid, inherited_from: Option<Oid>, options: &O
             options.tenant_column.clone().into(),
             options.mode.name().into(),
             options.mode.sample_rate().into(),
+            options.require_verified_context.into(),
         ],
     )
 }
@@ -288,9 +291,9 @@ pub(super) fn copy_policy(table: Oid, source: Oid) -> Result<(), Error> {
     run(
         &format!(
             "INSERT INTO audit.policy (target, inherited_from, exclude_columns, mask_columns, soft_delete_column,
-            require_context, skip_unchanged, tenant_column, mode, sample_rate)
+            require_context, skip_unchanged, tenant_column, mode, sample_rate, require_verified_context)
          SELECT $1, $2, exclude_columns, mask_columns, soft_delete_column, require_context, skip_unchanged, tenant_column,
-            mode, sample_rate
+            mode, sample_rate, require_verified_context
          FROM audit.policy WHERE target = $2
          ON CONFLICT (target) DO UPDATE SET inherited_from = excluded.inherited_from,
             mode = excluded.mode, sample_rate = excluded.sample_rate,
@@ -330,7 +333,8 @@ const SPI_FAILED: Error = Error::Internal("a query on the audit policy failed");
 /// What an upsert does to the options that audit.policy and audit.schema_policy share.
 const REPLACE_OPTIONS: &str = "exclude_columns = excluded.exclude_columns, mask_columns = excluded.mask_columns,
     soft_delete_column = excluded.soft_delete_column, require_context = excluded.require_context,
-    skip_unchanged = excluded.skip_unchanged, tenant_column = excluded.tenant_column";
+    skip_unchanged = excluded.skip_unchanged, tenant_column = excluded.tenant_column,
+    require_verified_context = excluded.require_verified_context";
 
 /// Drops the policy of a table, and of what follows it.
 pub(super) fn forget_policy(target: Oid) -> Result<(), Error> {
@@ -351,8 +355,8 @@ pub(super) fn write_schema_policy(
     run(
         &format!(
             "INSERT INTO audit.schema_policy (schema_name, schema_id, include_future, exclude_columns, mask_columns,
-            soft_delete_column, require_context, skip_unchanged, tenant_column)
-         VALUES ($1, $8, $2, $3, $4, $5, $6, $7, $9)
+            soft_delete_column, require_context, skip_unchanged, tenant_column, require_verified_context)
+         VALUES ($1, $8, $2, $3, $4, $5, $6, $7, $9, $10)
          ON CONFLICT (schema_name) DO UPDATE SET schema_id = excluded.schema_id,
             include_future = excluded.include_future,
             {REPLACE_OPTIONS}"
@@ -367,6 +371,7 @@ pub(super) fn write_schema_policy(
             options.skip_unchanged.into(),
             oid(schema),
             options.tenant_column.clone().into(),
+            options.require_verified_context.into(),
         ],
     )
 }
