@@ -70,7 +70,7 @@ BEGIN ATOMIC
     SELECT pg_catalog.jsonb_build_array(
                'audit_ext/event/1', e.changeset_id, e.seq, e.command,
                (EXTRACT(epoch FROM e.occurred_at) * 1000000)::bigint,
-               r.schema_name, r.table_name, e.operation, e.action, e.status, e.resource, e.resource_id,
+               e.relation_id, r.schema_name, r.table_name, e.operation, e.action, e.status, e.resource, e.resource_id,
                e.row_image, e.old_values, e.details)::text
       FROM audit.event e LEFT JOIN audit.relation r ON r.id = e.relation_id
      WHERE e.occurred_at = audit.changeset_time(canonical.changeset_id)

@@ -370,8 +370,8 @@ def check_integrity(conn, since=None, ask_extension=True):
          row_image, old_values, details, salt, stored, relation_id) in event_rows:
         where = "event %s/%s" % (changeset_id, seq)
         assert relation_id is None or schema_name is not None, "%s: layout %s is missing" % (where, relation_id)
-        canonical = jsonb_array(["audit_ext/event/1", str(changeset_id), seq, command, at, schema_name, table_name,
-                                 operation, action, status, resource, resource_id, _raw(row_image), _raw(old_values),
+        canonical = jsonb_array(["audit_ext/event/1", str(changeset_id), seq, command, at, relation_id, schema_name,
+                                 table_name, operation, action, status, resource, resource_id, _raw(row_image), _raw(old_values),
                                  _raw(details)])
         assert checksum(salt, canonical) == stored, "%s: checksum; canonical form %.2000s" % (where, canonical)
         if ask_extension and (changeset_id, seq) in texts:
