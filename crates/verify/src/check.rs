@@ -156,8 +156,8 @@ impl Check<'_> {
             let changeset = Changeset {
                 era: row.integer(2).unwrap_or(0),
                 xid: row.text(4).and_then(|xid| xid.parse().ok()).unwrap_or(0),
-                event_count: row.integer(21).unwrap_or(-1),
-                events_root: row.hex(22).unwrap_or_default(),
+                event_count: row.integer(SALT - 2).unwrap_or(-1),
+                events_root: row.hex(SALT - 1).unwrap_or_default(),
                 checksum: stored.unwrap_or_default(),
                 has_events: false,
             };
