@@ -6,7 +6,7 @@ import pytest
 
 def fuzz(conn, count):
     conn.execute("SELECT setseed(0.5)")
-    return conn.execute(
+    conn.execute(
         r"""
         CREATE FUNCTION pg_temp.fuzz(count int) RETURNS TABLE (outcome text, cases bigint) LANGUAGE plpgsql AS $$
         DECLARE
@@ -39,10 +39,9 @@ def fuzz(conn, count):
                 END;
             END LOOP;
             RETURN QUERY VALUES ('taken', taken), ('refused', refused);
-        END $$;
-        SELECT * FROM pg_temp.fuzz(%d)"""
-        .replace("%d", str(count))
-    ).fetchall()
+        END $$"""
+    )
+    return conn.execute("SELECT * FROM pg_temp.fuzz(%s)", [count]).fetchall()
 
 
 def run(conn, count):
