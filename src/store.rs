@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use audit_core::canonical::{self, ChangesetRecord, Operation, Origin, Status};
+use audit_core::canonical::{self, ChangesetRecord, Operation, Origin, Status, Trust};
 use audit_core::checksum;
 use pgrx::pg_sys::{BuiltinOid, Oid};
 
@@ -56,6 +56,7 @@ pub static CHANGESET: Definition = Definition {
         ("backend_pid", INT4),
         ("client_port", INT4),
         ("origin", ColumnType::Own(c"origin")),
+        ("context_trust", ColumnType::Own(c"context_trust")),
         ("id", UUID),
         ("salt", UUID),
         ("events_root", BYTEA),
@@ -123,6 +124,7 @@ pub static POLICY: Definition = Definition {
         ("require_context", TEXTS),
         ("skip_unchanged", ColumnType::Core(BuiltinOid::BOOLOID)),
         ("tenant_column", TEXT),
+        ("require_verified_context", ColumnType::Core(BuiltinOid::BOOLOID)),
         ("enabled_at", TIMESTAMPTZ),
         ("enabled_by", TEXT),
     ],
@@ -185,13 +187,14 @@ pub struct SealedEvent<'a> {
     pub checksum: [u8; 32],
 }
 
-/// Oids of the enum labels that events use.
+/// Oids of the enum labels that records use.
 #[derive(Clone, Copy)]
 pub struct Labels {
     generation: u64,
     operations: [Oid; Operation::ALL.len()],
     statuses: [Oid; Status::ALL.len()],
     origins: [Oid; Origin::ALL.len()],
+    trusts: [Oid; Trust::ALL.len()],
 }
 
 thread_local! {
@@ -211,6 +214,7 @@ pub fn labels() -> Result<Labels, Error> {
         operations: [Oid::INVALID; Operation::ALL.len()],
         statuses: [Oid::INVALID; Status::ALL.len()],
         origins: [Oid::INVALID; Origin::ALL.len()],
+        trusts: [Oid::INVALID; Trust::ALL.len()],
     };
     for (oid, operation) in labels.operations.iter_mut().zip(Operation::ALL) {
         *oid = label(c"operation", operation.as_str())?;
@@ -220,6 +224,9 @@ pub fn labels() -> Result<Labels, Error> {
     }
     for (oid, origin) in labels.origins.iter_mut().zip(Origin::ALL) {
         *oid = label(c"origin", origin.as_str())?;
+    }
+    for (oid, trust) in labels.trusts.iter_mut().zip(Trust::ALL) {
+        *oid = label(c"context_trust", trust.as_str())?;
     }
     LABELS.set(Some(labels));
     Ok(labels)
@@ -332,6 +339,7 @@ pub fn put_changeset(changeset: &Changeset, closing: Option<Closing>, batch: &mu
     tuple.i32(author.backend_pid)?;
     tuple.i32_or_null(facts.client_port())?;
     tuple.oid(labels.origins[changeset.origin as usize])?;
+    tuple.oid(labels.trusts[context.trust() as usize])?;
     tuple.uuid(&changeset.id)?;
     match closed {
         Some((_, salt, _)) => tuple.uuid(&salt)?,

@@ -239,7 +239,7 @@ ATTACKS = {
         "changeset added",
     ),
     "changeset added into the past": (
-        "INSERT INTO audit.changeset SELECT occurred_at, position, xid, era, 0, backend_pid, client_port, origin,"
+        "INSERT INTO audit.changeset SELECT occurred_at, position, xid, era, 0, backend_pid, client_port, origin, context_trust,"
         " '01a1fe66-8dd0-78ee-87e8-000000000000', salt, events_root, checksum, user_id FROM audit.changeset"
         f" WHERE ctid = {CHANGESET}; UPDATE audit.changeset SET events_root = sha256(''), occurred_at ="
         " audit.changeset_time(id) WHERE event_count = 0; UPDATE audit.changeset SET checksum = sha256(uuid_send(salt) ||"

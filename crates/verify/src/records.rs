@@ -25,13 +25,13 @@ pub const EVENT_COLUMNS: &str = "e.changeset_id, e.seq, e.command, (extract(epoc
 
 /// Columns of a changeset, from id on.
 pub const CHANGESET: &[Field] = &[
-    Text, Raw, Raw, Raw, Text, Text, Text, Text, Text, Text, Text, Text, Raw, Text, Text, Text, Text, Raw, Raw, Text,
-    Text, Raw, Text,
+    Text, Raw, Raw, Raw, Text, Text, Text, Text, Text, Text, Text, Text, Raw, Text, Text, Text, Text, Text, Raw, Raw,
+    Text, Text, Raw, Text,
 ];
 
 pub const CHANGESET_COLUMNS: &str = "c.id, (extract(epoch FROM c.occurred_at) * 1000000)::bigint, c.era, \
     c.position - '0/0'::pg_lsn, c.xid, c.user_id, c.tenant_id, c.request_id, c.session_id, abbrev(c.ip_address), \
-    c.user_agent, c.reason, c.context, c.session_role, c.effective_role, c.application_name, abbrev(c.client_addr), \
+    c.user_agent, c.reason, c.context, c.context_trust, c.session_role, c.effective_role, c.application_name, abbrev(c.client_addr), \
     c.client_port, c.backend_pid, c.statement, c.origin, c.event_count, encode(c.events_root, 'hex')";
 
 /// Columns of a layout, from id on; key_columns comes as the text of a JSON array.
@@ -108,6 +108,6 @@ mod tests {
 
     #[test]
     fn numbers_of_fields() {
-        assert_eq!((EVENT.len(), CHANGESET.len(), RELATION.len(), LEDGER.len()), (15, 23, 10, 7));
+        assert_eq!((EVENT.len(), CHANGESET.len(), RELATION.len(), LEDGER.len()), (15, 24, 10, 7));
     }
 }
