@@ -138,15 +138,15 @@ def test_failure_is_said_and_ends(new_cluster):
 
 
 def test_a_worker_that_is_killed_comes_back(other):
-    with other.connect() as conn:
+    with other.connect() as conn, other.connect() as watcher:
         prepare(conn)
-        conn.execute("BEGIN; LOCK TABLE audit.checkpoint")
-        pid = until(lambda: conn.execute(
+        conn.execute("BEGIN; LOCK TABLE audit.checkpoint; INSERT INTO account VALUES (2, 0)")
+        pid = until(lambda: watcher.execute(
             "SELECT pid FROM pg_stat_activity WHERE backend_type = 'audit sealer' AND wait_event_type = 'Lock'"
             " AND datname = current_database()").fetchone())
-        assert conn.execute("SELECT pg_terminate_backend(%s)", pid).fetchone() == (True,)
-        until(lambda: not conn.execute("SELECT FROM pg_stat_activity WHERE pid = %s", pid).fetchone())
-        conn.execute("ROLLBACK")
+        assert watcher.execute("SELECT pg_terminate_backend(%s)", pid).fetchone() == (True,)
+        until(lambda: not watcher.execute("SELECT FROM pg_stat_activity WHERE pid = %s", pid).fetchone())
+        conn.execute("COMMIT")
         sealed(conn)
 
 
