@@ -210,8 +210,8 @@ pub(super) fn schema_options(relation: Relation) -> Result<Option<Options>, Erro
                 require_context: row.get::<Vec<String>>(6)?.unwrap_or_default(),
                 skip_unchanged: row.get(7)?.unwrap_or(false),
                 tenant_column: row.get(8)?,
-                snapshot: false,
                 require_verified_context: row.get(9)?.unwrap_or(false),
+                snapshot: false,
             }))
         },
     )?;
