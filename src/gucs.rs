@@ -27,6 +27,7 @@ static QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
 static TRACK_TIMING: GucSetting<bool> = GucSetting::<bool>::new(false);
 static QUEUE_DELAY: GucSetting<i32> = GucSetting::<i32>::new(10);
 static ISOLATED_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5000);
+static SEAL_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 static MAINTENANCE_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(3600);
 
 /// Whose settings the context is taken from, beside our own.
@@ -236,6 +237,23 @@ pub fn init() {
         GucContext::Sighup,
         GucFlags::UNIT_S,
     );
+    // What is not sealed can be rewritten without a trace: as soon as costs little. Each round that finds something is a
+    // transaction, a checkpoint and a line in the server log.
+    GucRegistry::define_int_guc(
+        c"audit.seal_interval",
+        c"How often a background worker calls audit.seal() in each database where something was written; 0 for never.",
+        c"Needs shared_preload_libraries.",
+        &SEAL_INTERVAL,
+        0,
+        24 * 3600 * 1000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+}
+
+/// Microseconds.
+pub fn seal_interval() -> i64 {
+    i64::from(SEAL_INTERVAL.get()) * 1000
 }
 
 pub fn maintenance_interval_s() -> i32 {

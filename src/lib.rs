@@ -31,6 +31,8 @@ mod pg;
 mod policies;
 mod queue;
 mod random;
+mod rounds;
+mod sealing;
 mod store;
 mod suspension;
 mod tenants;
@@ -75,6 +77,7 @@ pgrx::extension_sql_file!(
     name = "queue",
     requires = [
         "tables",
+        "ledger",
         api::stats::queue_state,
         api::stats::stats_reset,
         api::stats::table_state,

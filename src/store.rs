@@ -1,6 +1,7 @@
 //! Lays out records as tuples of the log's tables (sql/10_tables.sql), in their column order.
 
 use std::cell::Cell;
+use std::ffi::CStr;
 
 use audit_core::canonical::{self, ChangesetRecord, Operation, Origin, Status, Trust};
 use audit_core::checksum;
@@ -209,38 +210,36 @@ pub fn labels() -> Result<Labels, Error> {
         return Ok(labels);
     }
     session::check_version()?;
-    let mut labels = Labels {
+    let labels = Labels {
         generation,
-        operations: [Oid::INVALID; Operation::ALL.len()],
-        statuses: [Oid::INVALID; Status::ALL.len()],
-        origins: [Oid::INVALID; Origin::ALL.len()],
-        trusts: [Oid::INVALID; Trust::ALL.len()],
+        operations: oids(c"operation", Operation::ALL, Operation::as_str)?,
+        statuses: oids(c"status", Status::ALL, Status::as_str)?,
+        origins: oids(c"origin", Origin::ALL, Origin::as_str)?,
+        trusts: oids(c"context_trust", Trust::ALL, Trust::as_str)?,
     };
-    for (oid, operation) in labels.operations.iter_mut().zip(Operation::ALL) {
-        *oid = label(c"operation", operation.as_str())?;
-    }
-    for (oid, status) in labels.statuses.iter_mut().zip(Status::ALL) {
-        *oid = label(c"status", status.as_str())?;
-    }
-    for (oid, origin) in labels.origins.iter_mut().zip(Origin::ALL) {
-        *oid = label(c"origin", origin.as_str())?;
-    }
-    for (oid, trust) in labels.trusts.iter_mut().zip(Trust::ALL) {
-        *oid = label(c"context_trust", trust.as_str())?;
-    }
     LABELS.set(Some(labels));
     Ok(labels)
 }
 
-fn label(enum_name: &'static std::ffi::CStr, label: &str) -> Result<Oid, Error> {
-    let enum_name_text = || enum_name.to_string_lossy().into_owned();
-    let missing = || Error::LogAltered {
-        table: "event".into(),
-        detail: format!("Enum audit.{} has no label \"{label}\".", enum_name_text()),
-    };
-    let enum_type = catalog::type_oid(enum_name).ok_or_else(missing)?;
-    let label_text = std::ffi::CString::new(label).map_err(|_| missing())?;
-    catalog::enum_label(enum_type, &label_text).ok_or_else(missing)
+/// Oids of the labels, in their order.
+fn oids<T: Copy, const N: usize>(
+    enum_name: &CStr,
+    labels: &[T],
+    name: impl Fn(T) -> &'static str,
+) -> Result<[Oid; N], Error> {
+    let mut oids = [Oid::INVALID; N];
+    catalog::enum_labels(enum_name, |found, oid| {
+        if let Some(index) = labels.iter().position(|&label| name(label).as_bytes() == found) {
+            oids[index] = oid;
+        }
+    });
+    match labels.iter().zip(oids).find(|(_, oid)| *oid == Oid::INVALID) {
+        None => Ok(oids),
+        Some((&label, _)) => Err(Error::LogAltered {
+            table: "event".into(),
+            detail: format!("Enum audit.{} has no label \"{}\".", enum_name.to_string_lossy(), name(label)),
+        }),
+    }
 }
 
 /// Appends the event's tuple to the batch.

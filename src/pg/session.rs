@@ -210,6 +210,16 @@ pub fn is_standby() -> bool {
     unsafe { pg_sys::RecoveryInProgress() }
 }
 
+/// The next transaction id, if no transaction that has one is under way: while it stays the same, nothing is written.
+pub fn next_xid_if_idle() -> Option<u64> {
+    // SAFETY: reads shared memory, not during recovery. The next one first: a transaction that begins meanwhile is seen as
+    // under way, or changes what the next call returns.
+    unsafe {
+        let next = pg_sys::ReadNextFullTransactionId().value;
+        (pg_sys::GetOldestActiveTransactionId().into_inner() == next as u32).then_some(next)
+    }
+}
+
 pub fn system_identifier() -> u64 {
     // SAFETY: reads shared memory.
     unsafe { pg_sys::GetSystemIdentifier() }

@@ -34,6 +34,10 @@ pub const CHANGESET_COLUMNS: &str = "c.id, (extract(epoch FROM c.occurred_at) * 
     c.user_agent, c.reason, c.context, c.context_trust, c.session_role, c.effective_role, c.application_name, abbrev(c.client_addr), \
     c.client_port, c.backend_pid, c.statement, c.origin, c.event_count, encode(c.events_root, 'hex')";
 
+/// Where it has what its events are held against.
+pub const CHANGESET_EVENT_COUNT: usize = CHANGESET.len() - 2;
+pub const CHANGESET_EVENTS_ROOT: usize = CHANGESET.len() - 1;
+
 /// Columns of a layout, from id on; key_columns comes as the text of a JSON array.
 pub const RELATION: &[Field] = &[Raw, Raw, Text, Text, Text, Text, Text, Raw, Raw, Raw];
 
