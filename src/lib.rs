@@ -18,7 +18,9 @@ mod error;
 mod facts;
 mod failures;
 mod gucs;
+mod identity;
 mod isolated;
+mod key_file;
 mod layouts;
 mod ledger;
 mod logins;
@@ -98,6 +100,7 @@ pgrx::extension_sql_file!(
         api::enable_schema,
         api::disable_schema,
         api::set_context,
+        api::set_context_token,
         api::clear_context,
         api::client_ip,
         api::merkle_root,

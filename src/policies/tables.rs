@@ -196,19 +196,22 @@ pub(super) fn tables_of(schema: Oid) -> Result<Vec<Oid>, Error> {
 pub(super) fn schema_options(relation: Relation) -> Result<Option<Options>, Error> {
     let name = String::from_utf8_lossy(&relation::namespace_name(relation.namespace())).into_owned();
     let found = query(
-        "SELECT exclude_columns, mask_columns, soft_delete_column, require_context, skip_unchanged, tenant_column
-         FROM audit.schema_policy WHERE schema_name = $1 AND include_future AND $2 <> ALL (except_tables)",
+        &format!(
+            "SELECT {OPTIONS} FROM audit.schema_policy
+             WHERE schema_name = $1 AND include_future AND $2 <> ALL (except_tables)"
+        ),
         &[name.as_str().into(), String::from_utf8_lossy(&relation.name()).into_owned().into()],
         |row| {
             Ok(Some(Options {
-                mode: Mode::Sync,
-                exclude_columns: row.get::<Vec<String>>(1)?.unwrap_or_default(),
-                mask_columns: row.get::<Vec<String>>(2)?.unwrap_or_default(),
-                soft_delete_column: row.get(3)?,
-                require_context: row.get::<Vec<String>>(4)?.unwrap_or_default(),
-                skip_unchanged: row.get(5)?.unwrap_or(false),
+                mode: Mode::of_policy(row.get::<String>(1)?.unwrap_or_default().as_bytes(), row.get(2)?.unwrap_or(1.0)),
+                exclude_columns: row.get::<Vec<String>>(3)?.unwrap_or_default(),
+                mask_columns: row.get::<Vec<String>>(4)?.unwrap_or_default(),
+                soft_delete_column: row.get(5)?,
+                require_context: row.get::<Vec<String>>(6)?.unwrap_or_default(),
+                skip_unchanged: row.get(7)?.unwrap_or(false),
+                tenant_column: row.get(8)?,
+                require_verified_context: row.get(9)?.unwrap_or(false),
                 snapshot: false,
-                tenant_column: row.get(6)?,
             }))
         },
     )?;
@@ -253,25 +256,11 @@ pub(super) fn standing(table: Oid) -> Result<(Option<Option<Oid>>, Option<Oid>),
 pub(super) fn write_policy(target: Oid, inherited_from: Option<Oid>, options: &Options) -> Result<(), Error> {
     run(
         &format!(
-            "INSERT INTO audit.policy (target, inherited_from, exclude_columns, mask_columns, soft_delete_column,
-            require_context, skip_unchanged, tenant_column, mode, sample_rate)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
-         ON CONFLICT (target) DO UPDATE SET inherited_from = excluded.inherited_from,
-            mode = excluded.mode, sample_rate = excluded.sample_rate,
-            {REPLACE_OPTIONS}"
+            "INSERT INTO audit.policy ({OPTIONS}, target, inherited_from)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+             ON CONFLICT (target) DO UPDATE SET inherited_from = excluded.inherited_from, {REPLACE_OPTIONS}"
         ),
-        &[
-            oid(target),
-            inherited_from.into(),
-            options.exclude_columns.clone().into(),
-            options.mask_columns.clone().into(),
-            options.soft_delete_column.clone().into(),
-            options.require_context.clone().into(),
-            options.skip_unchanged.into(),
-            options.tenant_column.clone().into(),
-            options.mode.name().into(),
-            options.mode.sample_rate().into(),
-        ],
+        &with_values(options, [oid(target), inherited_from.into()]),
     )
 }
 
@@ -287,14 +276,9 @@ pub(super) fn write_inherited(table: Oid, target: Oid, tables: &[Oid], options: 
 pub(super) fn copy_policy(table: Oid, source: Oid) -> Result<(), Error> {
     run(
         &format!(
-            "INSERT INTO audit.policy (target, inherited_from, exclude_columns, mask_columns, soft_delete_column,
-            require_context, skip_unchanged, tenant_column, mode, sample_rate)
-         SELECT $1, $2, exclude_columns, mask_columns, soft_delete_column, require_context, skip_unchanged, tenant_column,
-            mode, sample_rate
-         FROM audit.policy WHERE target = $2
-         ON CONFLICT (target) DO UPDATE SET inherited_from = excluded.inherited_from,
-            mode = excluded.mode, sample_rate = excluded.sample_rate,
-            {REPLACE_OPTIONS}"
+            "INSERT INTO audit.policy ({OPTIONS}, target, inherited_from)
+             SELECT {OPTIONS}, $1, $2 FROM audit.policy WHERE target = $2
+             ON CONFLICT (target) DO UPDATE SET inherited_from = excluded.inherited_from, {REPLACE_OPTIONS}"
         ),
         &[oid(table), oid(source)],
     )
@@ -327,10 +311,32 @@ fn query<T>(
 
 const SPI_FAILED: Error = Error::Internal("a query on the audit policy failed");
 
-/// What an upsert does to the options that audit.policy and audit.schema_policy share.
-const REPLACE_OPTIONS: &str = "exclude_columns = excluded.exclude_columns, mask_columns = excluded.mask_columns,
+/// The columns that audit.policy and audit.schema_policy share, in the order of [`with_values`].
+const OPTIONS: &str = "mode, sample_rate, exclude_columns, mask_columns, soft_delete_column, require_context,
+    skip_unchanged, tenant_column, require_verified_context";
+/// What an upsert does to them.
+const REPLACE_OPTIONS: &str = "mode = excluded.mode, sample_rate = excluded.sample_rate,
+    exclude_columns = excluded.exclude_columns, mask_columns = excluded.mask_columns,
     soft_delete_column = excluded.soft_delete_column, require_context = excluded.require_context,
-    skip_unchanged = excluded.skip_unchanged, tenant_column = excluded.tenant_column";
+    skip_unchanged = excluded.skip_unchanged, tenant_column = excluded.tenant_column,
+    require_verified_context = excluded.require_verified_context";
+
+/// The values of [`OPTIONS`], $1 to $9, and others after them.
+fn with_values<'a, const N: usize>(options: &Options, others: [DatumWithOid<'a>; N]) -> Vec<DatumWithOid<'a>> {
+    let mut values: Vec<DatumWithOid> = vec![
+        options.mode.name().into(),
+        options.mode.sample_rate().into(),
+        options.exclude_columns.clone().into(),
+        options.mask_columns.clone().into(),
+        options.soft_delete_column.clone().into(),
+        options.require_context.clone().into(),
+        options.skip_unchanged.into(),
+        options.tenant_column.clone().into(),
+        options.require_verified_context.into(),
+    ];
+    values.extend(others);
+    values
+}
 
 /// Drops the policy of a table, and of what follows it.
 pub(super) fn forget_policy(target: Oid) -> Result<(), Error> {
@@ -350,24 +356,12 @@ pub(super) fn write_schema_policy(
 ) -> Result<(), Error> {
     run(
         &format!(
-            "INSERT INTO audit.schema_policy (schema_name, schema_id, include_future, exclude_columns, mask_columns,
-            soft_delete_column, require_context, skip_unchanged, tenant_column)
-         VALUES ($1, $8, $2, $3, $4, $5, $6, $7, $9)
-         ON CONFLICT (schema_name) DO UPDATE SET schema_id = excluded.schema_id,
-            include_future = excluded.include_future,
-            {REPLACE_OPTIONS}"
+            "INSERT INTO audit.schema_policy ({OPTIONS}, schema_name, schema_id, include_future)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+             ON CONFLICT (schema_name) DO UPDATE SET schema_id = excluded.schema_id,
+                include_future = excluded.include_future, {REPLACE_OPTIONS}"
         ),
-        &[
-            name.into(),
-            include_future.into(),
-            options.exclude_columns.clone().into(),
-            options.mask_columns.clone().into(),
-            options.soft_delete_column.clone().into(),
-            options.require_context.clone().into(),
-            options.skip_unchanged.into(),
-            oid(schema),
-            options.tenant_column.clone().into(),
-        ],
+        &with_values(options, [name.into(), oid(schema), include_future.into()]),
     )
 }
 

@@ -101,6 +101,7 @@ OTHER = {
     "audit.operation": "CASE {c} WHEN 'UPDATE' THEN 'INSERT' ELSE 'UPDATE' END::audit.operation",
     "audit.status": "'failure'::audit.status",
     "audit.origin": "'login'::audit.origin",
+    "audit.context_trust": "CASE {c} WHEN 'none' THEN 'verified' ELSE 'none' END::audit.context_trust",
 }
 ROWS = {
     "event": EVENT,
@@ -129,7 +130,7 @@ def columns():
                 break
 
 
-TYPES = {"int": "integer", "operation": "audit.operation", "status": "audit.status", "origin": "audit.origin"}
+TYPES = {"int": "integer"} | {name: f"audit.{name}" for name in ("operation", "status", "origin", "context_trust")}
 
 
 @pytest.mark.parametrize("table, column, kind", [pytest.param(*c, id=f"{c[0]}.{c[1]}") for c in columns()])
@@ -239,7 +240,7 @@ ATTACKS = {
         "changeset added",
     ),
     "changeset added into the past": (
-        "INSERT INTO audit.changeset SELECT occurred_at, position, xid, era, 0, backend_pid, client_port, origin,"
+        "INSERT INTO audit.changeset SELECT occurred_at, position, xid, era, 0, backend_pid, client_port, origin, context_trust,"
         " '01a1fe66-8dd0-78ee-87e8-000000000000', salt, events_root, checksum, user_id FROM audit.changeset"
         f" WHERE ctid = {CHANGESET}; UPDATE audit.changeset SET events_root = sha256(''), occurred_at ="
         " audit.changeset_time(id) WHERE event_count = 0; UPDATE audit.changeset SET checksum = sha256(uuid_send(salt) ||"

@@ -40,12 +40,12 @@ pub const EVENT_COLUMNS: &str = "e.changeset_id, e.seq, e.command, e.occurred_at
 
 /// Columns of a changeset, from id on.
 pub const CHANGESET: &[Field] = &[
-    Uuid, Time, Integer, Unsigned, Digits, Text, Text, Text, Text, Text, Text, Text, Json, Text, Text, Text, Text,
+    Uuid, Time, Integer, Unsigned, Digits, Text, Text, Text, Text, Text, Text, Text, Json, Text, Text, Text, Text, Text,
     Integer, Integer, Text, Text, Integer, Hex,
 ];
 
 pub const CHANGESET_COLUMNS: &str = "c.id, c.occurred_at, c.era, c.position, c.xid, c.user_id, c.tenant_id, \
-    c.request_id, c.session_id, abbrev(c.ip_address), c.user_agent, c.reason, c.context, c.session_role, \
+    c.request_id, c.session_id, abbrev(c.ip_address), c.user_agent, c.reason, c.context, c.context_trust, c.session_role, \
     c.effective_role, c.application_name, abbrev(c.client_addr), c.client_port, c.backend_pid, c.statement, c.origin, \
     c.event_count, c.events_root";
 
@@ -195,6 +195,6 @@ mod tests {
     fn numbers_of_fields() {
         let event = EVENT_HEAD.len() + 1 + EVENT_TAIL.len();
         assert_eq!((event, EVENT_COLUMNS.split(", ").count()), (13, 13));
-        assert_eq!((CHANGESET.len(), RELATION.len(), LEDGER.len(), SEAL.len()), (23, 10, 7, 5));
+        assert_eq!((CHANGESET.len(), RELATION.len(), LEDGER.len(), SEAL.len()), (24, 10, 7, 5));
     }
 }
