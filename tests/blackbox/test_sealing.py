@@ -1,10 +1,13 @@
 """The background worker that seals: audit.seal_interval."""
 
+import random
 import re
+import threading
 import time
 
+import psycopg
 import pytest
-from ledgerlib import assert_intact, key_pair, write_key
+from ledgerlib import assert_intact, audit_verify, key_pair, write_key
 from queuelib import PRELOAD, stats, until
 
 OFTEN = {**PRELOAD, "audit.seal_interval": "100ms", "audit.maintenance_interval": "0"}
@@ -138,15 +141,16 @@ def test_failure_is_said_and_ends(new_cluster):
 
 
 def test_a_worker_that_is_killed_comes_back(other):
-    with other.connect() as conn, other.connect() as watcher:
+    with other.connect() as conn, other.connect() as lock:
         prepare(conn)
-        conn.execute("BEGIN; LOCK TABLE audit.checkpoint; INSERT INTO account VALUES (2, 0)")
-        pid = until(lambda: watcher.execute(
+        lock.execute("BEGIN; LOCK TABLE audit.checkpoint")
+        conn.execute("UPDATE account SET balance = 1")
+        pid = until(lambda: conn.execute(
             "SELECT pid FROM pg_stat_activity WHERE backend_type = 'audit sealer' AND wait_event_type = 'Lock'"
             " AND datname = current_database()").fetchone())
-        assert watcher.execute("SELECT pg_terminate_backend(%s)", pid).fetchone() == (True,)
-        until(lambda: not watcher.execute("SELECT FROM pg_stat_activity WHERE pid = %s", pid).fetchone())
-        conn.execute("COMMIT")
+        assert conn.execute("SELECT pg_terminate_backend(%s)", pid).fetchone() == (True,)
+        until(lambda: not conn.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s", pid).fetchone())
+        lock.execute("ROLLBACK")
         sealed(conn)
 
 
@@ -179,3 +183,82 @@ def test_stats(new_cluster):
         conn.execute("INSERT INTO account VALUES (2, 0)")
         conn.execute("INSERT INTO account VALUES (3, 0)")
         assert stats(conn)["unsealed_changesets"] == 2
+
+
+def work(cluster, number, stop):
+    """One client: transactions of all kinds, until it is told to stop or the server is gone."""
+    rng = random.Random(number)
+    kinds = {
+        "single": 10, "bulk": 2, "rollback": 2, "storm": 2, "prepared": 2, "contexts": 2, "long": 1, "reported": 1, "altered": 0.1,
+    }  # fmt: skip
+    try:
+        with cluster.connect() as conn:
+            while not stop.is_set():
+                kind = rng.choices(list(kinds), kinds.values())[0]
+                run, row = conn.execute, rng.randrange(1000)
+                update = f"UPDATE account SET balance = balance + 1 WHERE id = {row}"
+                if kind == "single":
+                    run(update)
+                elif kind == "bulk":
+                    run(f"INSERT INTO account SELECT nextval('ids'), {number} FROM generate_series(1, 300)")
+                elif kind == "altered":
+                    run(f"ALTER TABLE account ADD COLUMN c{number}_{row} int")
+                elif kind == "reported":
+                    run("SELECT audit.log_event('test.reported', isolated => true)")
+                else:
+                    run("BEGIN")
+                    for i in range(60 if kind == "storm" else 1):
+                        run(f"SAVEPOINT s{i}; INSERT INTO account VALUES (nextval('ids'), 0)")
+                        if rng.random() < 0.5:
+                            run(f"ROLLBACK TO s{i}")
+                    if kind == "contexts":
+                        run("SELECT audit.set_context(user_id => 'second'); INSERT INTO account VALUES (nextval('ids'), 1)")
+                    stop.wait(rng.random() * 2 if kind == "long" else 0)
+                    if kind == "prepared":
+                        name = f"p{number}_{rng.random()}"
+                        run(f"PREPARE TRANSACTION '{name}'")
+                        stop.wait(rng.random())
+                        run(f"COMMIT PREPARED '{name}'" if rng.random() < 0.8 else f"ROLLBACK PREPARED '{name}'")
+                    else:
+                        run("ROLLBACK" if kind == "rollback" else "COMMIT")
+    except psycopg.Error as error:
+        # A deadlock ends the client as the end of the server does.
+        assert isinstance(error, psycopg.OperationalError), error
+
+
+@pytest.mark.parametrize("rounds, seconds", [(3, 3), pytest.param(30, 30, marks=pytest.mark.long)])
+def test_no_false_alarm(new_cluster, rounds, seconds):
+    """Concurrent load, sealed all the while, and crashes: every checkpoint that was ever published holds."""
+    cluster = new_cluster({**OFTEN, "max_prepared_transactions": "50", "fsync": "on", "synchronous_commit": "off"})
+    with cluster.connect() as conn:
+        prepare(conn)
+        conn.execute("CREATE SEQUENCE ids START 2000; INSERT INTO account SELECT g, 0 FROM generate_series(2, 1000) g")
+    for number in range(rounds):
+        stop = threading.Event()
+        clients = [threading.Thread(target=work, args=(cluster, 10 * number + i, stop)) for i in range(5)]
+        for client in clients:
+            client.start()
+        stop.wait(seconds)
+        if number % 3 == 2:
+            stop.set()
+            cluster.stop("fast")
+        else:
+            cluster.kill9()
+        stop.set()
+        for client in clients:
+            client.join()
+        cluster.start()
+    with cluster.connect() as conn:
+        for (name,) in conn.execute("SELECT gid FROM pg_prepared_xacts").fetchall():
+            conn.execute(f"COMMIT PREPARED '{name}'")
+        sealed(conn)
+        published = [line.replace(" | ", "\n") + "\n" for line in re.findall(r"audit checkpoint: (.* \| .*)", cluster.log)]
+        assert len(published) > 2 * rounds and conn.execute("SELECT count(*) FROM audit.ledger").fetchone() == (1,)
+        assert_intact(conn, published[0])
+        assert_intact(conn, published[-1])
+        folder = cluster.folder / "kept"
+        folder.mkdir()
+        for number, note in enumerate(published):
+            (folder / str(number)).write_text(note)
+        files = [argument for number in range(len(published)) for argument in ("--checkpoint", folder / str(number))]
+        audit_verify(cluster, "db", "--dsn", cluster.dsn(), *files, check=0)

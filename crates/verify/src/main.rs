@@ -7,10 +7,14 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod connection;
+mod contents;
 mod copy;
 mod database;
 mod directory;
 mod files;
+mod groups;
+mod ledgers;
 mod records;
 mod report;
 mod witness;
