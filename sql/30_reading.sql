@@ -78,7 +78,9 @@ BEGIN
         place.seq := ('x' || substr(cursor, 52, 8))::bit(32)::int;
         -- Years 1 to 9999.
         IF microseconds BETWEEN -62135596800000000 AND 253402300799999999 AND place.seq >= 0 THEN
-            place.occurred_at := 'epoch'::timestamptz + microseconds * interval '1 microsecond';
+            -- In two parts: numbers beyond 2^53 do not multiply an interval exactly.
+            place.occurred_at := 'epoch'::timestamptz + microseconds / 1000000 * interval '1 second'
+                                 + microseconds % 1000000 * interval '1 microsecond';
             RETURN place;
         END IF;
     END IF;

@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use audit_core::canonical;
 use audit_core::jsonb::{KeyBlock, Writer};
 use pgrx::pg_sys::Oid;
 
@@ -26,8 +27,8 @@ use crate::{gucs, store, transaction};
 pub struct Layout {
     pub oid: Oid,
     pub relation_id: i32,
-    pub schema: Vec<u8>,
-    pub table: Vec<u8>,
+    /// As events' canonical forms have it.
+    pub canonical: Vec<u8>,
     pub resource: Vec<u8>,
     pub is_heap: bool,
     /// Each change is recorded with it, and nothing else is done.
@@ -53,18 +54,18 @@ pub struct Layout {
     _memory: LayoutMemory,
 }
 
-/// A table as its records name it.
+/// The table of an event.
 #[derive(Clone, Copy)]
 pub struct Table<'a> {
     pub oid: Oid,
     pub relation_id: i32,
-    pub schema: &'a [u8],
-    pub name: &'a [u8],
+    /// What the event's canonical form has of it.
+    pub canonical: &'a [u8],
 }
 
 impl Layout {
     pub fn named(&self) -> Table<'_> {
-        Table { oid: self.oid, relation_id: self.relation_id, schema: &self.schema, name: &self.table }
+        Table { oid: self.oid, relation_id: self.relation_id, canonical: &self.canonical }
     }
 }
 
@@ -100,6 +101,7 @@ mod policy_column {
     pub const REQUIRE_CONTEXT: usize = 8;
     pub const SKIP_UNCHANGED: usize = 9;
     pub const TENANT_COLUMN: usize = 10;
+    pub const REQUIRE_VERIFIED_CONTEXT: usize = 11;
 }
 
 /// Columns of audit.relation.
@@ -255,12 +257,14 @@ fn build(relation: Relation, capture: Oid) -> Result<Layout, Error> {
     });
 
     let rules = Rules::load(relation, &description.columns, &memory)?;
+    let relation_id = relation_id(&description)?;
+    let mut canonical = Vec::new();
+    canonical::layout(relation_id, &description.schema, &description.table, &mut canonical)?;
 
     Ok(Layout {
         oid: description.oid,
-        relation_id: relation_id(&description)?,
-        schema: description.schema,
-        table: description.table,
+        relation_id,
+        canonical,
         resource: description.resource,
         is_heap: description.is_heap,
         is_plain: policy.mode == Mode::Sync && !gucs::track_timing(),
@@ -315,12 +319,16 @@ fn policy_for(description: &Description) -> Result<Policy, Error> {
 impl Policy {
     fn from_row(row: &Row) -> Self {
         let mode = row.bytes(policy_column::MODE).unwrap_or_default();
+        let mut required = Keys::of(&row.texts(policy_column::REQUIRE_CONTEXT));
+        if row.boolean(policy_column::REQUIRE_VERIFIED_CONTEXT).unwrap_or(false) {
+            required.add_verified();
+        }
         Policy {
             mode: Mode::of_policy(&mode, row.float8(policy_column::SAMPLE_RATE).unwrap_or(1.0)),
             excluded: row.texts(policy_column::EXCLUDE_COLUMNS),
             masked: row.texts(policy_column::MASK_COLUMNS),
             soft_delete_column: row.bytes(policy_column::SOFT_DELETE_COLUMN),
-            required: Keys::of(&row.texts(policy_column::REQUIRE_CONTEXT)),
+            required,
             skip_unchanged: row.boolean(policy_column::SKIP_UNCHANGED).unwrap_or(false),
             tenant_column: row.bytes(policy_column::TENANT_COLUMN),
         }

@@ -101,6 +101,7 @@ OTHER = {
     "audit.operation": "CASE {c} WHEN 'UPDATE' THEN 'INSERT' ELSE 'UPDATE' END::audit.operation",
     "audit.status": "'failure'::audit.status",
     "audit.origin": "'login'::audit.origin",
+    "audit.context_trust": "CASE {c} WHEN 'none' THEN 'verified' ELSE 'none' END::audit.context_trust",
 }
 ROWS = {
     "event": EVENT,
@@ -129,7 +130,7 @@ def columns():
                 break
 
 
-TYPES = {"int": "integer", "operation": "audit.operation", "status": "audit.status", "origin": "audit.origin"}
+TYPES = {"int": "integer"} | {name: f"audit.{name}" for name in ("operation", "status", "origin", "context_trust")}
 
 
 @pytest.mark.parametrize("table, column, kind", [pytest.param(*c, id=f"{c[0]}.{c[1]}") for c in columns()])
@@ -137,7 +138,7 @@ def test_any_column_altered(scene, table, column, kind):
     db, kept = scene
     conn = attacker(db)
     expression = OTHER[TYPES.get(kind, kind)].format(c=column)
-    if (table, column) in {("event", "relation_id"), ("entry", "relation_id"), ("relation", "id"), ("entry", "index")}:
+    if (table, column) in {("entry", "relation_id"), ("relation", "id"), ("entry", "index")}:
         expression = f"coalesce({column}, 0) + 1000"  # beyond those that there are
     (whose,) = conn.execute(WHOSE).fetchone()
     done = conn.execute(f"UPDATE audit.{table} SET {column} = {expression} WHERE ctid = {ROWS[table]}")
@@ -176,6 +177,11 @@ ATTACKS = {
     "event duplicated": (
         f"INSERT INTO audit.event SELECT * FROM audit.event WHERE ctid = {EVENT}",
         "event added",
+    ),
+    "an event pointed at another layout of its table": (
+        "UPDATE audit.event SET relation_id = (SELECT max(id) FROM audit.relation WHERE table_name = 'item')"
+        " WHERE relation_id = (SELECT min(id) FROM audit.relation WHERE table_name = 'item')",
+        "event altered",
     ),
     "events swapped": (
         "UPDATE audit.event SET seq = 1 - seq WHERE changeset_id = (SELECT id FROM audit.changeset WHERE event_count >= 40) AND seq < 2",
@@ -234,7 +240,7 @@ ATTACKS = {
         "changeset added",
     ),
     "changeset added into the past": (
-        "INSERT INTO audit.changeset SELECT occurred_at, position, xid, era, 0, backend_pid, client_port, origin,"
+        "INSERT INTO audit.changeset SELECT occurred_at, position, xid, era, 0, backend_pid, client_port, origin, context_trust,"
         " '01a1fe66-8dd0-78ee-87e8-000000000000', salt, events_root, checksum, user_id FROM audit.changeset"
         f" WHERE ctid = {CHANGESET}; UPDATE audit.changeset SET events_root = sha256(''), occurred_at ="
         " audit.changeset_time(id) WHERE event_count = 0; UPDATE audit.changeset SET checksum = sha256(uuid_send(salt) ||"
@@ -411,7 +417,7 @@ def test_random_bytes(scene, round):
             f"SELECT {column}::text FROM audit.{table} WHERE {column} IS NOT NULL ORDER BY md5(ctid::text || %s) LIMIT 1",
             [str(rng.random())],
         ).fetchone() or (None,)
-        if not text or (table, column) == ("event", "relation_id"):
+        if not text:
             continue
         altered = flip(rng, text, kind)
         try:

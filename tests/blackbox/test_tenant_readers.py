@@ -764,8 +764,9 @@ def test_who_may_read_everything_pays_nothing(conn, readers):
 
 def test_the_tenant_reaches_the_index(conn, acme):
     conn.execute("""
-        INSERT INTO audit.changeset (occurred_at, xid, era, event_count, backend_pid, origin, id, events_root, checksum, tenant_id)
-        SELECT now() - i * interval '1 second', '1', 1, 1, 1, 'application', gen_random_uuid(), '', '', 'tenant' || i / 500
+        INSERT INTO audit.changeset (occurred_at, xid, era, event_count, backend_pid, origin, context_trust, id, events_root,
+                                     checksum, tenant_id)
+        SELECT now() - i * interval '1 second', '1', 1, 1, 1, 'application', 'claimed', gen_random_uuid(), '', '', 'tenant' || i / 500
           FROM generate_series(1, 100000) i;
         SELECT brin_summarize_new_values(c.oid) FROM pg_class c JOIN pg_am a ON a.oid = c.relam
          WHERE a.amname = 'brin' AND c.relkind = 'i' AND c.relname LIKE 'changeset%'""")

@@ -2,7 +2,7 @@
 //!
 //! It is the text of a JSONB array of the record's fields in a fixed order, a version tag first, exactly as
 //! `jsonb_build_array(…)::text` prints it: docs/format.md. Times are integer microseconds since the Unix epoch, tables go
-//! by name. Nothing is built: the pieces are known, and JSONB's own text of images is embedded as it is.
+//! by layout and name. Nothing is built: the pieces are known, and JSONB's own text of images is embedded as it is.
 
 use std::fmt;
 use std::str::FromStr;
@@ -113,6 +113,18 @@ named! {
     }
 }
 
+named! {
+    /// What the context of a changeset rests on.
+    Trust {
+        /// There is none.
+        None = "none",
+        /// The word of the session.
+        Claimed = "claimed",
+        /// A token that was checked.
+        Verified = "verified",
+    }
+}
+
 /// The fields of an event, in their canonical order. Texts are in the server encoding; images are the text of JSONB.
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs, reason = "the columns of audit.event")]
@@ -122,10 +134,8 @@ pub struct EventRecord<'a> {
     pub command: i32,
     /// Microseconds since the Unix epoch.
     pub occurred_at_us: i64,
-    /// Of the table's layout; none for events without a table.
-    pub schema: Option<&'a [u8]>,
-    /// Of the table's layout; none for events without a table.
-    pub table: Option<&'a [u8]>,
+    /// What [`layout`] wrote; none for events without a table.
+    pub layout: Option<&'a [u8]>,
     pub operation: Operation,
     pub action: Option<&'a [u8]>,
     pub status: Status,
@@ -150,6 +160,7 @@ pub struct ContextRecord<'a> {
     pub reason: Option<&'a [u8]>,
     /// Text of JSONB.
     pub context: Option<&'a [u8]>,
+    pub context_trust: Trust,
 }
 
 /// The fields of a changeset that tell of the database session. Texts are in the server encoding.
@@ -234,9 +245,19 @@ impl Fields<'_> {
     }
 }
 
+/// Writes the fields from `relation_id` to `table_name`, each after a comma, in place of what `out` held. A table has the
+/// same for many events.
+pub fn layout(relation_id: i32, schema: &[u8], table: &[u8], out: &mut Vec<u8>) -> Result<()> {
+    out.clear();
+    let mut fields = Fields { out };
+    fields.integer(relation_id.into())?;
+    fields.string(Some(schema))?;
+    fields.string(Some(table))
+}
+
 /// Writes the canonical text of an event in place of what `out` held:
-/// `jsonb_build_array('audit_ext/event/1', changeset_id, seq, command, occurred_at, schema_name, table_name, operation,
-/// action, status, resource, resource_id, row_image, old_values, details)::text`.
+/// `jsonb_build_array('audit_ext/event/1', changeset_id, seq, command, occurred_at, relation_id, schema_name, table_name,
+/// operation, action, status, resource, resource_id, row_image, old_values, details)::text`.
 pub fn event(record: &EventRecord<'_>, out: &mut Vec<u8>) -> Result<()> {
     out.clear();
     let image = record.row_image.map_or(0, <[u8]>::len);
@@ -248,8 +269,7 @@ pub fn event(record: &EventRecord<'_>, out: &mut Vec<u8>) -> Result<()> {
     fields.integer(record.seq.into())?;
     fields.integer(record.command.into())?;
     fields.integer(record.occurred_at_us)?;
-    fields.string(record.schema)?;
-    fields.string(record.table)?;
+    buf::put(fields.out, record.layout.unwrap_or(b", null, null, null"))?;
     fields.plain(record.operation.as_str().as_bytes())?;
     fields.string(record.action)?;
     fields.plain(record.status.as_str().as_bytes())?;
@@ -261,7 +281,7 @@ pub fn event(record: &EventRecord<'_>, out: &mut Vec<u8>) -> Result<()> {
     buf::push(fields.out, b']')
 }
 
-/// Writes the fields from `user_id` to `context`, each after a comma, in place of what `out` held. A session has the same
+/// Writes the fields from `user_id` to `context_trust`, each after a comma, in place of what `out` held. A session has the same
 /// for many changesets.
 pub fn context(record: &ContextRecord<'_>, out: &mut Vec<u8>) -> Result<()> {
     out.clear();
@@ -277,7 +297,8 @@ pub fn context(record: &ContextRecord<'_>, out: &mut Vec<u8>) -> Result<()> {
     ] {
         fields.string(text)?;
     }
-    fields.json(record.context)
+    fields.json(record.context)?;
+    fields.plain(record.context_trust.as_str().as_bytes())
 }
 
 /// Writes the fields from `session_role` to `backend_pid`, each after a comma, in place of what `out` held.
@@ -296,8 +317,8 @@ pub fn session(record: &SessionRecord<'_>, out: &mut Vec<u8>) -> Result<()> {
 
 /// Writes the canonical text of a changeset in place of what `out` held:
 /// `jsonb_build_array('audit_ext/changeset/1', id, occurred_at, era, position, xid, user_id, tenant_id, request_id,
-/// session_id, ip_address, user_agent, reason, context, session_role, effective_role, application_name, client_addr,
-/// client_port, backend_pid, statement, origin, event_count, events_root)::text`, where `xid` and the addresses are text
+/// session_id, ip_address, user_agent, reason, context, context_trust, session_role, effective_role, application_name,
+/// client_addr, client_port, backend_pid, statement, origin, event_count, events_root)::text`, where `xid` and the addresses are text
 /// and `events_root` is hexadecimal.
 pub fn changeset(record: &ChangesetRecord<'_>, out: &mut Vec<u8>) -> Result<()> {
     out.clear();
@@ -328,14 +349,22 @@ mod tests {
     const ID: [u8; 16] =
         [0x01, 0x8c, 0x2f, 0x6e, 0x7d, 0x3a, 0x71, 0x23, 0x8a, 0xbc, 0x01, 0x23, 0x45, 0x67, 0x89, 0xab];
 
+    const LAYOUT: &[u8] = b", 17, \"public\", \"Order \\\"x\\\"\"";
+
+    #[test]
+    fn layout_is_three_fields() {
+        let mut out = b"left over".to_vec();
+        layout(17, b"public", b"Order \"x\"", &mut out).unwrap();
+        assert_eq!(out, LAYOUT);
+    }
+
     fn an_event() -> EventRecord<'static> {
         EventRecord {
             changeset_id: ID,
             seq: 3,
             command: 7,
             occurred_at_us: 1_701_576_306_123_456,
-            schema: Some(b"public"),
-            table: Some(b"Order \"x\""),
+            layout: Some(LAYOUT),
             operation: Operation::Update,
             action: None,
             status: Status::Success,
@@ -354,8 +383,8 @@ mod tests {
         event(&an_event(), &mut out).unwrap();
         assert_eq!(
             std::str::from_utf8(&out).unwrap(),
-            "[\"audit_ext/event/1\", \"018c2f6e-7d3a-7123-8abc-0123456789ab\", 3, 7, 1701576306123456, \"public\", \
-             \"Order \\\"x\\\"\", \"UPDATE\", null, \"success\", null, \"4711\", {\"id\": 4711, \"näme\": \"a\\nb\"}, \
+            "[\"audit_ext/event/1\", \"018c2f6e-7d3a-7123-8abc-0123456789ab\", 3, 7, 1701576306123456, 17, \
+             \"public\", \"Order \\\"x\\\"\", \"UPDATE\", null, \"success\", null, \"4711\", {\"id\": 4711, \"näme\": \"a\\nb\"}, \
              {\"näme\": \"c\"}, {\"soft_delete\": true}]"
         );
     }
@@ -363,8 +392,7 @@ mod tests {
     #[test]
     fn absent_fields_are_null() {
         let record = EventRecord {
-            schema: None,
-            table: None,
+            layout: None,
             operation: Operation::Application,
             action: Some(b"user.invited"),
             resource: Some(b"user"),
@@ -379,7 +407,7 @@ mod tests {
         assert_eq!(
             std::str::from_utf8(&out).unwrap(),
             "[\"audit_ext/event/1\", \"018c2f6e-7d3a-7123-8abc-0123456789ab\", 3, 7, 1701576306123456, null, null, \
-             \"APPLICATION\", \"user.invited\", \"success\", \"user\", null, null, null, null]"
+             null, \"APPLICATION\", \"user.invited\", \"success\", \"user\", null, null, null, null]"
         );
     }
 
@@ -395,6 +423,7 @@ mod tests {
                 user_agent: Some(b"agent"),
                 reason: Some("weil's sein muß".as_bytes()),
                 context: Some(b"{\"a\": [1, 2], \"b\": 1}"),
+                context_trust: Trust::Verified,
             },
             &mut context_text,
         )
@@ -438,8 +467,8 @@ mod tests {
             a_changeset(Some(0x16_B374_D848), None),
             "[\"audit_ext/changeset/1\", \"018c2f6e-7d3a-7123-8abc-0123456789ab\", 1701576306123456, 2, 97500059720, \
              \"18446744073709551610\", \"erika\", \"tenant \\\"1\\\"\", null, \"tab\\there\", \"192.0.2.1/32\", \"agent\", \
-             \"weil's sein muß\", {\"a\": [1, 2], \"b\": 1}, \"postgres\", \"app\", \"psql\", null, null, 4242, \
-             \"UPDATE x\", \"trigger\", 5, \"2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881\"]"
+             \"weil's sein muß\", {\"a\": [1, 2], \"b\": 1}, \"verified\", \"postgres\", \"app\", \"psql\", null, null, \
+             4242, \"UPDATE x\", \"trigger\", 5, \"2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881\"]"
         );
     }
 
@@ -460,6 +489,9 @@ mod tests {
         }
         for origin in Origin::ALL {
             assert_eq!(origin.as_str().parse(), Ok(*origin));
+        }
+        for trust in Trust::ALL {
+            assert_eq!(trust.as_str().parse(), Ok(*trust));
         }
         assert_eq!("insert".parse::<Operation>(), Err(UnknownName));
         assert_eq!(UnknownName.to_string(), "unknown name");

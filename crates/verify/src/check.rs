@@ -14,8 +14,8 @@ use serde_json::Value;
 use crate::copy::Row;
 use crate::database::{Database, Ledger};
 use crate::records::{
-    CHANGESET, CHANGESET_COLUMNS, EVENT, EVENT_COLUMNS, Field, LEDGER, LEDGER_COLUMNS, RELATION, RELATION_COLUMNS,
-    canonical, checksum, plain_checksum, put,
+    CHANGESET, CHANGESET_COLUMNS, CHANGESET_EVENT_COUNT, CHANGESET_EVENTS_ROOT, EVENT, EVENT_COLUMNS, Field, LEDGER,
+    LEDGER_COLUMNS, RELATION, RELATION_COLUMNS, canonical, checksum, plain_checksum, put,
 };
 use crate::report::Report;
 
@@ -156,8 +156,8 @@ impl Check<'_> {
             let changeset = Changeset {
                 era: row.integer(2).unwrap_or(0),
                 xid: row.text(4).and_then(|xid| xid.parse().ok()).unwrap_or(0),
-                event_count: row.integer(21).unwrap_or(-1),
-                events_root: row.hex(22).unwrap_or_default(),
+                event_count: row.integer(CHANGESET_EVENT_COUNT).unwrap_or(-1),
+                events_root: row.hex(CHANGESET_EVENTS_ROOT).unwrap_or_default(),
                 checksum: stored.unwrap_or_default(),
                 has_events: false,
             };

@@ -17,21 +17,26 @@ pub enum Field {
 use Field::{Raw, Text};
 
 /// Columns of an event, from changeset_id on.
-pub const EVENT: &[Field] = &[Text, Raw, Raw, Raw, Text, Text, Text, Text, Text, Text, Text, Raw, Raw, Raw];
+pub const EVENT: &[Field] = &[Text, Raw, Raw, Raw, Raw, Text, Text, Text, Text, Text, Text, Text, Raw, Raw, Raw];
 
 pub const EVENT_COLUMNS: &str = "e.changeset_id, e.seq, e.command, (extract(epoch FROM e.occurred_at) * 1000000)::bigint, \
-    r.schema_name, r.table_name, e.operation, e.action, e.status, e.resource, e.resource_id, e.row_image, e.old_values, e.details";
+    e.relation_id, r.schema_name, r.table_name, e.operation, e.action, e.status, e.resource, e.resource_id, e.row_image, \
+    e.old_values, e.details";
 
 /// Columns of a changeset, from id on.
 pub const CHANGESET: &[Field] = &[
-    Text, Raw, Raw, Raw, Text, Text, Text, Text, Text, Text, Text, Text, Raw, Text, Text, Text, Text, Raw, Raw, Text,
-    Text, Raw, Text,
+    Text, Raw, Raw, Raw, Text, Text, Text, Text, Text, Text, Text, Text, Raw, Text, Text, Text, Text, Text, Raw, Raw,
+    Text, Text, Raw, Text,
 ];
 
 pub const CHANGESET_COLUMNS: &str = "c.id, (extract(epoch FROM c.occurred_at) * 1000000)::bigint, c.era, \
     c.position - '0/0'::pg_lsn, c.xid, c.user_id, c.tenant_id, c.request_id, c.session_id, abbrev(c.ip_address), \
-    c.user_agent, c.reason, c.context, c.session_role, c.effective_role, c.application_name, abbrev(c.client_addr), \
+    c.user_agent, c.reason, c.context, c.context_trust, c.session_role, c.effective_role, c.application_name, abbrev(c.client_addr), \
     c.client_port, c.backend_pid, c.statement, c.origin, c.event_count, encode(c.events_root, 'hex')";
+
+/// Where it has what its events are held against.
+pub const CHANGESET_EVENT_COUNT: usize = CHANGESET.len() - 2;
+pub const CHANGESET_EVENTS_ROOT: usize = CHANGESET.len() - 1;
 
 /// Columns of a layout, from id on; key_columns comes as the text of a JSON array.
 pub const RELATION: &[Field] = &[Raw, Raw, Text, Text, Text, Text, Text, Raw, Raw, Raw];
@@ -107,6 +112,6 @@ mod tests {
 
     #[test]
     fn numbers_of_fields() {
-        assert_eq!((EVENT.len(), CHANGESET.len(), RELATION.len(), LEDGER.len()), (14, 23, 10, 7));
+        assert_eq!((EVENT.len(), CHANGESET.len(), RELATION.len(), LEDGER.len()), (15, 24, 10, 7));
     }
 }
