@@ -240,6 +240,8 @@ fn keys_that_are_none() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     /// No other text than the signed one passes.
     #[test]
     fn altered_tokens_are_refused(at in any::<prop::sample::Index>(), replacement in "[A-Za-z0-9._-]") {
