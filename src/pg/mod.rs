@@ -13,6 +13,7 @@ pub mod attempt;
 pub mod brin;
 pub mod catalog;
 pub mod compare;
+pub mod command;
 pub mod composite;
 pub mod condition;
 pub mod definition;

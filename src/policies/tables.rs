@@ -7,6 +7,7 @@ use pgrx::pg_sys::{self, Oid};
 use pgrx::spi::SpiClient;
 
 use super::{NewRule, Options};
+use crate::coverage::{Named, Standing};
 use crate::error::Error;
 use crate::modes::Mode;
 use crate::pg::env::{self, Env};
@@ -39,6 +40,170 @@ pub fn forget_dropped() -> Result<(), Error> {
          WHERE d.object_type = 'schema' AND p.schema_name = d.object_name",
         &[],
     )
+}
+
+/// What a DDL command did to something of an audited table: the table, and what it altered.
+pub struct Altered {
+    pub table: Oid,
+    pub object_type: String,
+    pub identity: String,
+}
+
+/// What a DDL command altered of audited tables.
+pub fn altered_of_audited() -> Result<Vec<Altered>, Error> {
+    query(
+        "SELECT p.target::pg_catalog.oid, d.object_type, d.object_identity
+         FROM pg_catalog.pg_event_trigger_ddl_commands() d
+         LEFT JOIN pg_catalog.pg_trigger t ON d.object_type = 'trigger' AND t.oid = d.objid
+         LEFT JOIN pg_catalog.pg_rewrite r ON d.object_type = 'rule' AND r.oid = d.objid
+         LEFT JOIN pg_catalog.pg_policy y ON d.object_type = 'policy' AND y.oid = d.objid
+         LEFT JOIN pg_catalog.pg_index i ON d.object_type = 'index' AND i.indexrelid = d.objid
+         JOIN audit.policy p ON p.target = coalesce(t.tgrelid, r.ev_class, y.polrelid, i.indrelid, d.objid)
+         WHERE NOT d.in_extension",
+        &[],
+        |row| {
+            let text = |column| row.get::<String>(column).map(Option::unwrap_or_default);
+            let Some(table) = row.get::<Oid>(1)? else { return Ok(None) };
+            Ok(Some(Altered { table, object_type: text(2)?, identity: text(3)? }))
+        },
+    )
+}
+
+/// Objects of the extension that a DDL command altered, otherwise than by its scripts.
+pub fn altered_of_ours() -> Result<Vec<String>, Error> {
+    query(
+        "SELECT d.object_identity FROM pg_catalog.pg_event_trigger_ddl_commands() d
+         WHERE NOT d.in_extension AND d.schema_name = 'audit'
+            OR d.object_type = 'extension' AND d.object_identity = 'audit_ext'",
+        &[],
+        |row| row.get(1),
+    )
+}
+
+/// What was dropped: audited tables, things of audited tables, partitions of the log.
+pub struct Dropped {
+    pub object_type: String,
+    pub identity: String,
+    /// The audited table, as its last layout names it.
+    pub table: Option<Named>,
+    /// Whether that table is still there.
+    pub is_part: bool,
+    pub is_audit_trigger: bool,
+}
+
+/// What a command dropped that auditing is concerned with. Comes before the policies are forgotten.
+pub fn dropped_of_audited() -> Result<Vec<Dropped>, Error> {
+    let _acting = super::Acting::begin()?;
+    query(
+        "WITH dropped AS (
+             SELECT *, CASE WHEN object_type IN ('trigger', 'rule', 'policy')
+                            THEN pg_catalog.to_regclass(pg_catalog.format('%I.%I', address_names[1], address_names[2])) END AS part_of
+             FROM pg_catalog.pg_event_trigger_dropped_objects()
+             WHERE NOT is_temporary AND (classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND objsubid = 0
+                   OR object_type IN ('trigger', 'rule', 'policy'))
+         )
+         SELECT d.object_type, d.object_identity, d.part_of IS NOT NULL,
+                coalesce(d.object_type = 'trigger' AND pg_catalog.starts_with(d.address_names[3], '!audit_'), false),
+                p.target::pg_catalog.oid, l.id, l.schema_name, l.table_name, l.resource
+         FROM dropped d LEFT JOIN audit.policy p ON p.target = coalesce(d.part_of::pg_catalog.oid, d.objid)
+         LEFT JOIN LATERAL (SELECT r.* FROM audit.local_layout o JOIN audit.relation r ON r.id = o.relation_id
+                            WHERE o.relid = p.target ORDER BY r.id DESC LIMIT 1) l ON true
+         WHERE p.target IS NOT NULL OR d.schema_name = 'audit' AND d.object_type IN ('table', 'trigger', 'rule')",
+        &[],
+        |row| {
+            Ok(Some(Dropped {
+                object_type: row.get(1)?.unwrap_or_default(),
+                identity: row.get(2)?.unwrap_or_default(),
+                is_part: row.get(3)?.unwrap_or(false),
+                is_audit_trigger: row.get(4)?.unwrap_or(false),
+                table: named(row, 5)?,
+            }))
+        },
+    )
+}
+
+/// A table from five columns: its oid, and its layout's id and names; None where it has no layout of this database.
+fn named(row: &pgrx::spi::SpiHeapTupleData, first: usize) -> Result<Option<Named>, pgrx::spi::Error> {
+    let (Some(oid), Some(relation_id)) = (row.get::<Oid>(first)?, row.get::<i32>(first + 1)?) else { return Ok(None) };
+    let text = |column| row.get::<String>(column).map(Option::unwrap_or_default);
+    Ok(Some(Named {
+        oid,
+        relation_id,
+        schema: text(first + 2)?,
+        name: text(first + 3)?,
+        resource: text(first + 4)?,
+    }))
+}
+
+/// How a table is audited now.
+pub(super) fn audited_standing(table: Oid) -> Result<Standing, Error> {
+    let found = query(
+        "SELECT (pg_catalog.to_jsonb(p) - '{target,inherited_from,enabled_at,enabled_by}'::text[])::text,
+                p.inherited_from::text, $1, l.id, l.schema_name, l.table_name, l.resource
+         FROM (VALUES (1)) one LEFT JOIN audit.policy p ON p.target = $1
+         LEFT JOIN LATERAL (SELECT r.* FROM audit.local_layout o JOIN audit.relation r ON r.id = o.relation_id
+                            WHERE o.relid = $1 ORDER BY r.id DESC LIMIT 1) l ON true",
+        &[oid(table)],
+        |row| Ok(Some(Standing { policy: row.get(1)?, follows: row.get(2)?, layout: named(row, 3)? })),
+    )?;
+    Ok(found.into_iter().next().unwrap_or_default())
+}
+
+/// A table as its last layout of this database names it.
+pub fn last_layout(table: Oid) -> Result<Option<Named>, Error> {
+    let found = query(
+        "SELECT $1, r.id, r.schema_name, r.table_name, r.resource
+         FROM audit.local_layout o JOIN audit.relation r ON r.id = o.relation_id WHERE o.relid = $1 ORDER BY r.id DESC LIMIT 1",
+        &[oid(table)],
+        |row| named(row, 1),
+    )?;
+    Ok(found.into_iter().next())
+}
+
+/// Forgets the policy of a table that is gone, its action rules, and the oid of its layouts: as [`forget_dropped`], where no
+/// event trigger tells.
+pub fn forget_table(table: Oid) -> Result<(), Error> {
+    run("DELETE FROM audit.policy WHERE target = $1", &[oid(table)])?;
+    run("DELETE FROM audit.action_rule WHERE target = $1", &[oid(table)])?;
+    run("UPDATE audit.local_layout SET relid = 0 WHERE relid = $1", &[oid(table)])
+}
+
+/// What differs between two layouts, as a JSON object: columns and key as they were, and as they are.
+pub fn layout_change(before: i32, after: i32) -> Result<Option<String>, Error> {
+    let found = query(
+        "SELECT pg_catalog.jsonb_build_object('columns', r.columns, 'key_columns', r.key_columns, 'resource', r.resource)::text
+         FROM audit.relation r WHERE r.id IN ($1, $2) ORDER BY r.id = $2",
+        &[before.into(), after.into()],
+        |row| row.get::<String>(1),
+    )?;
+    Ok(match &found[..] {
+        [before, after] => Some(format!("{{\"before\": {before}, \"after\": {after}}}")),
+        _ => None,
+    })
+}
+
+/// A table's owner.
+pub fn owner_of(table: Oid) -> Result<Option<String>, Error> {
+    let sql = "SELECT pg_catalog.pg_get_userbyid(relowner)::text FROM pg_catalog.pg_class WHERE oid = $1";
+    Ok(query(sql, &[oid(table)], |row| row.get(1))?.into_iter().next())
+}
+
+/// Whether the current role may call audit.disable.
+pub fn is_administrator() -> Result<bool, Error> {
+    let _environment = env::enter(Env::Settings);
+    let sql = "SELECT pg_catalog.has_function_privilege('audit.disable(regclass)', 'EXECUTE')";
+    Ok(query(sql, &[], |row| row.get(1))?.first() == Some(&true))
+}
+
+/// Which of these tables are audited.
+pub fn audited_among(tables: &[Oid]) -> Result<Vec<Oid>, Error> {
+    let mut found = Vec::new();
+    for &table in tables {
+        if policy_of(table)?.is_some() {
+            found.push(table);
+        }
+    }
+    Ok(found)
 }
 
 /// Tables that a DDL command made or altered.
