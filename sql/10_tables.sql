@@ -213,6 +213,8 @@ CREATE TABLE schema_policy (
     schema_name        text        PRIMARY KEY,
     schema_id          oid         NOT NULL,
     include_future     boolean     NOT NULL,
+    mode               text        NOT NULL DEFAULT 'sync',
+    sample_rate        float8      NOT NULL DEFAULT 1.0,
     exclude_columns    text[]      NOT NULL DEFAULT '{}',
     mask_columns       text[]      NOT NULL DEFAULT '{}',
     soft_delete_column text,

@@ -78,7 +78,7 @@ BEGIN ATOMIC
     SELECT pg_catalog.jsonb_build_array(
                'audit_ext/event/1', e.changeset_id, e.seq, e.command,
                (EXTRACT(epoch FROM e.occurred_at) * 1000000)::bigint,
-               r.schema_name, r.table_name, e.operation, e.action, e.status, e.resource, e.resource_id,
+               e.relation_id, r.schema_name, r.table_name, e.operation, e.action, e.status, e.resource, e.resource_id,
                e.row_image, e.old_values, e.details)::text
       FROM audit.event e LEFT JOIN audit.relation r ON r.id = e.relation_id
      WHERE e.occurred_at = audit.changeset_time(canonical.changeset_id)
@@ -243,7 +243,7 @@ CREATE FUNCTION grant_admin(role regrole) RETURNS void
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean, text), audit.disable(regclass), audit.enable_schema(regnamespace, boolean, text[], text[], text, text[], boolean, boolean, text), audit.disable_schema(regnamespace), audit.seal(boolean), audit.add_cosignature(text), audit.erase(regclass, text, text), audit.erase_user(text, text), audit.add_action_rule(regclass, text, text, text[], text, int), audit.drop_action_rule(int), audit.maintain(text, int, int) TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean, text), audit.disable(regclass), audit.enable_schema(regnamespace, boolean, text, float8, text[], text[], text, text[], boolean, boolean, text), audit.disable_schema(regnamespace), audit.seal(boolean), audit.add_cosignature(text), audit.erase(regclass, text, text), audit.erase_user(text, text), audit.add_action_rule(regclass, text, text, text[], text, int), audit.drop_action_rule(int), audit.maintain(text, int, int) TO %s', role);
     EXECUTE format('GRANT SELECT ON audit.policy, audit.schema_policy, audit.action, audit.action_rule, audit.coverage TO %s', role);
     PERFORM audit.grant_functions(role, '{trigger_state,last_event,status}');
     EXECUTE format('GRANT INSERT, UPDATE, DELETE ON audit.action TO %s', role);
@@ -253,7 +253,7 @@ COMMENT ON FUNCTION grant_admin(regrole) IS 'Lets a role enable and disable audi
 
 COMMENT ON FUNCTION enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean, text) IS 'Audits a table, its partitions and inheritance children, or changes how. Errors: 42809 for what cannot be audited, 42703 for unknown columns, 22023 for bad options, 55000 for mode async without the library preloaded.';
 COMMENT ON FUNCTION disable(regclass) IS 'Ends auditing of a table and of what follows it. Its records stay. Errors: 55000 where it is not audited or follows another table.';
-COMMENT ON FUNCTION enable_schema(regnamespace, boolean, text[], text[], text, text[], boolean, boolean, text) IS 'Audits the tables of a schema, with include_future also those to come. Returns the number of tables.';
+COMMENT ON FUNCTION enable_schema(regnamespace, boolean, text, float8, text[], text[], text, text[], boolean, boolean, text) IS 'Audits the tables of a schema, with include_future also those to come. Returns the number of tables.';
 COMMENT ON FUNCTION disable_schema(regnamespace) IS 'Ends auditing of the tables of a schema, present and future. Returns the number of tables.';
 COMMENT ON FUNCTION set_context(text, text, text, text, inet, text, text, jsonb, boolean) IS 'Sets the context: who, for whom, from where, why. NULL leaves a value as it is, the empty string clears it. For the transaction, or with is_local => false for the session. Errors: 22023 for a value that is too long or malformed.';
 COMMENT ON FUNCTION clear_context() IS 'Clears the context of the transaction and of the session.';

@@ -180,8 +180,9 @@ BEGIN
        AND e.salt IS NOT NULL
        AND (e.checksum = sha256(uuid_send(e.salt) || convert_to(jsonb_build_array(
                'audit_ext/event/1', e.changeset_id, e.seq, e.command,
-               (extract(epoch FROM e.occurred_at) * 1000000)::bigint, r.schema_name, r.table_name, e.operation,
-               e.action, e.status, e.resource, e.resource_id, e.row_image, e.old_values, e.details)::text, 'UTF8')))
+               (extract(epoch FROM e.occurred_at) * 1000000)::bigint, e.relation_id, r.schema_name, r.table_name,
+               e.operation, e.action, e.status, e.resource, e.resource_id, e.row_image, e.old_values,
+               e.details)::text, 'UTF8')))
            IS NOT TRUE;
 
     RETURN QUERY
@@ -207,9 +208,9 @@ BEGIN
                        ELSE 'What remains of it is not what its erasure says.' END
       FROM (SELECT e.occurred_at, e.changeset_id, e.seq, encode(sha256(convert_to(jsonb_build_array(
                        'audit_ext/event/1', e.changeset_id, e.seq, e.command,
-                       (extract(epoch FROM e.occurred_at) * 1000000)::bigint, r.schema_name, r.table_name, e.operation,
-                       e.action, e.status, e.resource, e.resource_id, e.row_image, e.old_values, e.details)::text,
-                       'UTF8')), 'hex') AS remains
+                       (extract(epoch FROM e.occurred_at) * 1000000)::bigint, e.relation_id, r.schema_name,
+                       r.table_name, e.operation, e.action, e.status, e.resource, e.resource_id, e.row_image,
+                       e.old_values, e.details)::text, 'UTF8')), 'hex') AS remains
               FROM audit.event AS e
               LEFT JOIN audit.relation AS r ON r.id = e.relation_id
              WHERE e.salt IS NULL

@@ -63,6 +63,8 @@ fn disable(target: Option<RegClass>) {
 fn enable_schema(
     schema: Option<RegNamespace>,
     include_future: default!(Option<bool>, "true"),
+    mode: default!(Option<String>, "'sync'"),
+    sample_rate: default!(Option<f64>, "1.0"),
     exclude_columns: default!(Option<Vec<Option<String>>>, "NULL"),
     mask_columns: default!(Option<Vec<Option<String>>>, "NULL"),
     soft_delete_column: default!(Option<String>, "NULL"),
@@ -73,7 +75,7 @@ fn enable_schema(
 ) -> i32 {
     let schema = required("schema", schema);
     let options = Options {
-        mode: Mode::Sync,
+        mode: report::ok(Mode::of_arguments(mode.as_deref().unwrap_or("sync"), sample_rate.unwrap_or(1.0))),
         exclude_columns: names("exclude_columns", exclude_columns),
         mask_columns: names("mask_columns", mask_columns),
         soft_delete_column,

@@ -6,7 +6,7 @@ use audit_core::canonical::{Operation, Origin, Status};
 use audit_core::jsonb::{Writer, put_quoted};
 
 use crate::error::Error;
-use crate::layouts::Table;
+use crate::layouts::{Named, Table};
 use crate::pg::session;
 use crate::transaction::{self, Event, Image};
 use crate::{gucs, ledger, suspension};
@@ -31,34 +31,13 @@ pub mod action {
     pub const OBJECT_ALTERED: &str = "audit.object_altered";
 }
 
-/// A table as the last layout of it names it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Named {
-    pub oid: pgrx::pg_sys::Oid,
-    pub relation_id: i32,
-    pub schema: String,
-    pub name: String,
-    pub resource: String,
-}
-
-impl Named {
-    fn table(&self) -> Table<'_> {
-        Table {
-            oid: self.oid,
-            relation_id: self.relation_id,
-            schema: self.schema.as_bytes(),
-            name: self.name.as_bytes(),
-        }
-    }
-}
-
 /// How a table is audited at one moment.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub struct Standing {
     /// The options in audit.policy, as the text of a JSON object.
-    pub policy: Option<String>,
+    pub policy: Option<Vec<u8>>,
     /// The table whose options it follows.
-    pub follows: Option<String>,
+    pub follows: Option<Vec<u8>>,
     /// Its last layout that was written in this database. Nothing is recorded of a table without: it came with a restore,
     /// and what the restore brings of the log may be yet to come.
     pub layout: Option<Named>,
@@ -94,7 +73,7 @@ pub fn record(table: &Named, action: &str, details: &Details) -> Result<(), Erro
 /// Records an event about an object of the extension's, unless it would be the first one here: before that there is
 /// nothing to protect, and a restore that brings the log must find it empty. An update, during which the library may be of
 /// another version, is left out too.
-pub fn record_own_object(resource: &str, details: &Details) -> Result<(), Error> {
+pub fn record_own_object(resource: &[u8], details: &Details) -> Result<(), Error> {
     if is_recorded() && session::check_version().is_ok() && ledger::era_begun()?.is_some() {
         record_object(resource, action::OBJECT_ALTERED, details)?;
     }
@@ -102,11 +81,11 @@ pub fn record_own_object(resource: &str, details: &Details) -> Result<(), Error>
 }
 
 /// Records an event about something else.
-pub fn record_object(resource: &str, action: &str, details: &Details) -> Result<(), Error> {
+pub fn record_object(resource: &[u8], action: &str, details: &Details) -> Result<(), Error> {
     write(None, action, Some(resource), details)
 }
 
-fn write(table: Option<Table>, action: &str, resource: Option<&str>, details: &Details) -> Result<(), Error> {
+fn write(table: Option<Table>, action: &str, resource: Option<&[u8]>, details: &Details) -> Result<(), Error> {
     if !is_recorded() {
         return Ok(());
     }
@@ -119,7 +98,7 @@ fn write(table: Option<Table>, action: &str, resource: Option<&str>, details: &D
         status: Status::Success,
         command: session::current_command(),
         action: Some(action.as_bytes()),
-        resource: resource.map(str::as_bytes),
+        resource,
         resource_id: None,
         row_image: None,
         old_values: None,
@@ -154,8 +133,8 @@ pub fn record_change(change: &Change, command: &Command) -> Result<bool, Error> 
                 record(layout, action::OPTIONS_CHANGED, &both)?;
             }
             if change.is_restored && !moved {
-                let were_in_place = if command.were_in_place { "true" } else { "false" };
-                record(layout, action::TRIGGERS_RESTORED, &details().json("were_in_place", were_in_place))?;
+                let details = details().flag("were_in_place", command.were_in_place);
+                record(layout, action::TRIGGERS_RESTORED, &details)?;
             }
             is_said = moved || changed || change.is_restored;
         }
@@ -169,8 +148,8 @@ pub fn record_change(change: &Change, command: &Command) -> Result<bool, Error> 
 pub struct Details(Vec<(&'static str, Value)>);
 
 enum Value {
-    Json(String),
-    Text(String),
+    Json(Vec<u8>),
+    Text(Vec<u8>),
 }
 
 impl Details {
@@ -178,15 +157,19 @@ impl Details {
         Details::default().text("command", &Some(tag).filter(|tag| !tag.is_empty()))
     }
 
-    pub fn text(mut self, name: &'static str, value: &Option<impl AsRef<str>>) -> Self {
-        self.0.extend(value.as_ref().map(|value| (name, Value::Text(value.as_ref().to_owned()))));
+    pub fn text(mut self, name: &'static str, value: &Option<impl AsRef<[u8]>>) -> Self {
+        self.0.extend(value.as_ref().map(|value| (name, Value::Text(value.as_ref().to_vec()))));
         self
     }
 
     /// A value that is JSON text already.
-    pub fn json(mut self, name: &'static str, value: &str) -> Self {
-        self.0.push((name, Value::Json(value.to_owned())));
+    pub fn json(mut self, name: &'static str, value: &[u8]) -> Self {
+        self.0.push((name, Value::Json(value.to_vec())));
         self
+    }
+
+    pub fn flag(self, name: &'static str, value: bool) -> Self {
+        self.json(name, if value { b"true" } else { b"false" })
     }
 
     fn jsonb(&self) -> Result<Option<Writer>, Error> {
@@ -201,8 +184,8 @@ impl Details {
             put_quoted(&mut text, name.as_bytes())?;
             text.push(b':');
             match value {
-                Value::Json(json) => text.extend_from_slice(json.as_bytes()),
-                Value::Text(value) => put_quoted(&mut text, value.as_bytes())?,
+                Value::Json(json) => text.extend_from_slice(json),
+                Value::Text(value) => put_quoted(&mut text, value)?,
             }
         }
         text.push(b'}');

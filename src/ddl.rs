@@ -5,9 +5,10 @@ use std::cell::{Cell, RefCell};
 
 use pgrx::pg_sys::{AccessExclusiveLock, AccessShareLock, NoLock, Oid};
 
-use crate::coverage::{self, Change, Details, Named, action};
+use crate::coverage::{self, Change, Details, action};
 use crate::error::Error;
 use crate::guard;
+use crate::layouts::{self, Named};
 use crate::pg::command::Command;
 use crate::pg::relation::{capture_function, is_locked_by_us, partition_ancestors, with_descendants};
 use crate::pg::{catalog, command, session, table_triggers};
@@ -156,11 +157,11 @@ fn record(ending: &Ending, changes: &[(Oid, Change)], altered: &[Altered]) -> Re
     }
     let new_owner = ending.command.and_then(Command::changes_owner);
     for altered in altered {
-        let Some(table) = named(altered.table)? else { continue };
+        let Some(table) = layouts::last_written(altered.table)? else { continue };
         if Some(altered.table) == new_owner {
             let owner = policies::owner_of(altered.table)?;
             coverage::record(&table, action::OWNER_CHANGED, &Details::of_command(ending.tag).text("owner", &owner))?;
-        } else if !said.contains(&altered.table) || altered.object_type != "table" {
+        } else if !said.contains(&altered.table) || altered.object_type != b"table" {
             let details = Details::of_command(ending.tag)
                 .text("object_type", &Some(&altered.object_type))
                 .text("object", &Some(&altered.identity));
@@ -172,10 +173,7 @@ fn record(ending: &Ending, changes: &[(Oid, Change)], altered: &[Altered]) -> Re
 
 fn record_layout(was: &Named, is: &Named, tag: &str) -> Result<(), Error> {
     let mut details = Details::of_command(tag);
-    let change = {
-        let _acting = Acting::begin()?;
-        policies::layout_change(was.relation_id, is.relation_id)?
-    };
+    let change = policies::layout_change(was.relation_id, is.relation_id)?;
     if let Some(change) = change {
         details = details.json("layout", &change);
     }
@@ -183,16 +181,12 @@ fn record_layout(was: &Named, is: &Named, tag: &str) -> Result<(), Error> {
     coverage::record(is, action, &details)
 }
 
-fn named(table: Oid) -> Result<Option<Named>, Error> {
-    let _acting = Acting::begin()?;
-    policies::last_layout(table)
-}
-
 /// Records of which tables, and descendants of theirs, an administrator has disabled triggers.
 fn record_disabled(tables: &[Oid], tag: &str, capture: Oid) -> Result<(), Error> {
     for &table in tables {
         for table in with_descendants(table, NoLock) {
-            if let Some(table) = named(table)?.filter(|_| !table_triggers::are_in_place(table, capture)) {
+            let is_captured = table_triggers::are_in_place(table, capture);
+            if let Some(table) = layouts::last_written(table)?.filter(|_| !is_captured) {
                 coverage::record(&table, action::TRIGGER_DISABLED, &Details::of_command(tag))?;
             }
         }
@@ -204,14 +198,14 @@ fn record_disabled(tables: &[Oid], tag: &str, capture: Oid) -> Result<(), Error>
 fn record_rewritten(rewritten: &[(Oid, Rewrite)], arrived: &[Oid]) -> Result<Vec<Oid>, Error> {
     let mut with_new_values = Vec::new();
     for &(table, why) in rewritten {
-        let audited = {
+        let is_audited = {
             let _acting = Acting::begin()?;
-            policies::audited_among(&[table])?
+            policies::is_audited(table)?
         };
-        if audited.is_empty() || arrived.contains(&table) {
+        if !is_audited || arrived.contains(&table) {
             continue;
         }
-        if let Some(named) = named(table)? {
+        if let Some(named) = layouts::last_written(table)? {
             let reason = if why == Rewrite::Values { "values" } else { "storage" };
             coverage::record(&named, action::TABLE_REWRITTEN, &Details::default().text("reason", &Some(reason)))?;
         }
@@ -255,7 +249,7 @@ pub fn dropped(tag: &str) -> Result<(), Error> {
             Some(table) if object.is_audit_trigger => {
                 // However it came to be dropped.
                 if !policies::is_administrator()? {
-                    return Err(Error::Guarded { what: format!("drop {} {}", object.object_type, object.identity) });
+                    return Err(Error::Guarded { what: object.what() });
                 }
                 coverage::record(table, action::TRIGGER_DROPPED, &details().text("object", &Some(&object.identity)))?;
             }
@@ -266,8 +260,8 @@ pub fn dropped(tag: &str) -> Result<(), Error> {
                 coverage::record(table, action::TABLE_ALTERED, &details)?;
             }
             Some(table) => coverage::record(table, action::TABLE_DROPPED, &details())?,
-            None if object.identity.starts_with("audit.") => {
-                guard::say(&format!("drop {} {}", object.object_type, object.identity));
+            None if object.is_ours => {
+                guard::say(&object.what());
                 coverage::record_own_object(&object.identity, &details())?;
             }
             None => {}
@@ -293,7 +287,8 @@ pub fn command_end_unseen(tables: &[Oid], now: &[Oid], ending: &Ending) -> Resul
     {
         let acting = Acting::begin()?;
         for &table in &gone {
-            gone_audited.extend(policies::last_layout(table)?);
+            let is_audited = policies::is_audited(table)?;
+            gone_audited.extend(layouts::last_written(table)?.filter(|_| is_audited));
             policies::forget_table(table)?;
         }
         let touched: Vec<Oid> = tables.iter().chain(now).copied().filter(|table| !gone.contains(table)).collect();

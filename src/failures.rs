@@ -7,7 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 
-use audit_core::canonical::{Operation, Origin, Status};
+use audit_core::canonical::{self, Operation, Origin, Status};
 use audit_core::jsonb::{self, KeyBlock};
 use audit_core::message::{Reader, Writer};
 use pgrx::pg_sys::Oid;
@@ -295,14 +295,13 @@ pub fn write(head: Head, message: &mut Reader) -> Result<Option<String>, Error> 
     }
     let main = meant.iter().find(|(_, is_target)| *is_target).or(meant.first()).map(|(known, _)| known);
     let details = details(&failure, &meant, main)?;
+    let mut canonical = Vec::new();
+    if let Some(known) = main {
+        canonical::layout(known.relation_id, &known.schema, &known.name, &mut canonical)?;
+    }
     head.begin()?;
     transaction::record(&Event {
-        layout: main.map(|known| Table {
-            oid: known.oid,
-            relation_id: known.relation_id,
-            schema: &known.schema,
-            name: &known.name,
-        }),
+        layout: main.map(|known| Table { oid: known.oid, relation_id: known.relation_id, canonical: &canonical }),
         operation: Operation::Failure,
         status: failure.status(),
         command: 0,

@@ -63,7 +63,7 @@ fn look_at(command: Command) -> Result<(), Error> {
                 return Ok(());
             }
             let details = Details::default().text("command", &Some(format!("{what} {kind}")));
-            coverage::record_own_object(&name, &details)
+            coverage::record_own_object(name.as_bytes(), &details)
         }
     }
 }

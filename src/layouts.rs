@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use audit_core::canonical;
 use audit_core::jsonb::{KeyBlock, Writer};
 use pgrx::pg_sys::Oid;
 
@@ -26,8 +27,8 @@ use crate::{gucs, store, transaction};
 pub struct Layout {
     pub oid: Oid,
     pub relation_id: i32,
-    pub schema: Vec<u8>,
-    pub table: Vec<u8>,
+    /// As events' canonical forms have it.
+    pub canonical: Vec<u8>,
     pub resource: Vec<u8>,
     pub is_heap: bool,
     /// Each change is recorded with it, and nothing else is done.
@@ -53,18 +54,18 @@ pub struct Layout {
     _memory: LayoutMemory,
 }
 
-/// A table as its records name it.
+/// The table of an event.
 #[derive(Clone, Copy)]
 pub struct Table<'a> {
     pub oid: Oid,
     pub relation_id: i32,
-    pub schema: &'a [u8],
-    pub name: &'a [u8],
+    /// What the event's canonical form has of it.
+    pub canonical: &'a [u8],
 }
 
 impl Layout {
     pub fn named(&self) -> Table<'_> {
-        Table { oid: self.oid, relation_id: self.relation_id, schema: &self.schema, name: &self.table }
+        Table { oid: self.oid, relation_id: self.relation_id, canonical: &self.canonical }
     }
 }
 
@@ -255,12 +256,14 @@ fn build(relation: Relation, capture: Oid) -> Result<Layout, Error> {
     });
 
     let rules = Rules::load(relation, &description.columns, &memory)?;
+    let relation_id = relation_id(&description)?;
+    let mut canonical = Vec::new();
+    canonical::layout(relation_id, &description.schema, &description.table, &mut canonical)?;
 
     Ok(Layout {
         oid: description.oid,
-        relation_id: relation_id(&description)?,
-        schema: description.schema,
-        table: description.table,
+        relation_id,
+        canonical,
         resource: description.resource,
         is_heap: description.is_heap,
         is_plain: policy.mode == Mode::Sync && !gucs::track_timing(),
@@ -325,6 +328,34 @@ impl Policy {
             tenant_column: row.bytes(policy_column::TENANT_COLUMN),
         }
     }
+}
+
+/// A table as the last layout of it names it.
+pub struct Named {
+    pub oid: Oid,
+    pub relation_id: i32,
+    pub resource: Vec<u8>,
+    canonical: Vec<u8>,
+}
+
+impl Named {
+    pub fn table(&self) -> Table<'_> {
+        Table { oid: self.oid, relation_id: self.relation_id, canonical: &self.canonical }
+    }
+}
+
+/// The last layout of a table that was written in this database; the table may be gone.
+pub fn last_written(table: Oid) -> Result<Option<Named>, Error> {
+    let Some(relation_id) = local_layouts(table)?.into_iter().max() else { return Ok(None) };
+    let mut names = None;
+    catalog::scan(&store::RELATION, c"relation_pkey", relation_column::ID as i16, relation_id, |row| {
+        let name = |column| row.bytes(column).unwrap_or_default();
+        names = Some([relation_column::SCHEMA_NAME, relation_column::TABLE_NAME, relation_column::RESOURCE].map(name));
+    })?;
+    let Some([schema, name, resource]) = names else { return Ok(None) };
+    let mut canonical = Vec::new();
+    canonical::layout(relation_id, &schema, &name, &mut canonical)?;
+    Ok(Some(Named { oid: table, relation_id, resource, canonical }))
 }
 
 /// The id of this layout in audit.relation, where it is written first if it is new.

@@ -16,19 +16,21 @@ use crate::{failures, layouts, store, trigger};
 
 mod actions;
 mod rules;
+mod standing;
 mod tables;
 
 pub use actions::{NewRule, add_action_rule, drop_action_rule};
 pub use rules::Options;
 use rules::{check_auditable, check_context_keys, check_options, check_schema, is_auditable_kind};
+use standing::audited_standing;
+pub use standing::{Altered, altered_of_audited, altered_of_ours, dropped_of_audited, layout_change, owner_of};
 use tables::{
-    audited_standing, copy_policy, detach_policy, except_from_schema, forget_policy, forget_schema, is_as_restored, policy_of,
+    copy_policy, detach_policy, except_from_schema, forget_policy, forget_schema, is_as_restored, policy_of,
     rename_columns, schema_options, standing, tables_of, write_inherited, write_policy, write_schema_policy,
 };
 pub use tables::{
-    Altered, altered_of_audited, altered_of_ours, audited_among, dropped_of_audited, follow_renamed_schemas,
-    forget_dropped, forget_table, index_log_partition, is_administrator, last_layout, layout_change, orphans, owner_of, touched_tables,
-    without_trigger,
+    follow_renamed_schemas, forget_dropped, forget_table, index_log_partition, is_administrator, is_audited, orphans,
+    touched_tables, without_trigger,
 };
 
 /// Audits a table, its partitions and inheritance children; or changes how.
@@ -240,9 +242,8 @@ pub fn enable_schema(schema: Oid, include_future: bool, options: &Options) -> Re
         let _acting = Acting::begin()?;
         write_schema_policy(schema, &name, include_future, options)?;
     }
-    let include_future = if include_future { "true" } else { "false" };
-    let details = Details::default().json("include_future", include_future);
-    coverage::record_object(&name, action::SCHEMA_ENABLED, &details)?;
+    let details = Details::default().flag("include_future", include_future);
+    coverage::record_object(name.as_bytes(), action::SCHEMA_ENABLED, &details)?;
     let mut count = 0;
     for table in tables_of(schema)? {
         let Some(opened) = Opened::with_lock(table, pg_sys::ShareRowExclusiveLock) else { continue };
@@ -261,7 +262,7 @@ pub fn disable_schema(schema: Oid) -> Result<i32, Error> {
         let _acting = Acting::begin()?;
         forget_schema(&name)?;
     }
-    coverage::record_object(&name, action::SCHEMA_DISABLED, &Details::default())?;
+    coverage::record_object(name.as_bytes(), action::SCHEMA_DISABLED, &Details::default())?;
     let mut count = 0;
     for table in tables_of(schema)? {
         let is_own = {

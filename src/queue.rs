@@ -211,8 +211,7 @@ pub fn put_event(event: &Event, out: &mut Writer) -> Result<(), Error> {
     match event.layout {
         None => out.optional(None)?,
         Some(table) => {
-            out.string(table.name)?;
-            out.string(table.schema)?;
+            out.string(table.canonical)?;
             out.u32(table.oid.to_u32())?;
             out.u32(table.relation_id as u32)?;
         }
@@ -270,9 +269,8 @@ pub fn read_event(message: &mut Reader, record: impl FnOnce(&Event) -> Result<()
     let command = message.u32()?;
     let layout = match message.optional()? {
         None => None,
-        Some(name) => {
-            let (schema, oid) = (message.string()?, Oid::from(message.u32()?));
-            Some(Table { oid, name, schema, relation_id: message.u32()? as i32 })
+        Some(canonical) => {
+            Some(Table { canonical, oid: Oid::from(message.u32()?), relation_id: message.u32()? as i32 })
         }
     };
     let (action, resource, resource_id) = (message.optional()?, message.optional()?, message.optional()?);

@@ -54,7 +54,7 @@ struct Erased {
 /// What is hashed of an event, as SQL.
 const EVENT: &str = "jsonb_build_array('audit_ext/event/1', e.changeset_id, e.seq, e.command,
     (extract(epoch FROM e.occurred_at) * 1000000)::bigint,
-    (SELECT r.schema_name FROM audit.relation AS r WHERE r.id = e.relation_id),
+    e.relation_id, (SELECT r.schema_name FROM audit.relation AS r WHERE r.id = e.relation_id),
     (SELECT r.table_name FROM audit.relation AS r WHERE r.id = e.relation_id), e.operation, e.action, e.status,
     e.resource, e.resource_id, e.row_image, e.old_values, e.details)::text";
 

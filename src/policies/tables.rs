@@ -7,7 +7,6 @@ use pgrx::pg_sys::{self, Oid};
 use pgrx::spi::SpiClient;
 
 use super::{NewRule, Options};
-use crate::coverage::{Named, Standing};
 use crate::error::Error;
 use crate::modes::Mode;
 use crate::pg::env::{self, Env};
@@ -42,150 +41,12 @@ pub fn forget_dropped() -> Result<(), Error> {
     )
 }
 
-/// What a DDL command did to something of an audited table: the table, and what it altered.
-pub struct Altered {
-    pub table: Oid,
-    pub object_type: String,
-    pub identity: String,
-}
-
-/// What a DDL command altered of audited tables.
-pub fn altered_of_audited() -> Result<Vec<Altered>, Error> {
-    query(
-        "SELECT p.target::pg_catalog.oid, d.object_type, d.object_identity
-         FROM pg_catalog.pg_event_trigger_ddl_commands() d
-         LEFT JOIN pg_catalog.pg_trigger t ON d.object_type = 'trigger' AND t.oid = d.objid
-         LEFT JOIN pg_catalog.pg_rewrite r ON d.object_type = 'rule' AND r.oid = d.objid
-         LEFT JOIN pg_catalog.pg_policy y ON d.object_type = 'policy' AND y.oid = d.objid
-         LEFT JOIN pg_catalog.pg_index i ON d.object_type = 'index' AND i.indexrelid = d.objid
-         JOIN audit.policy p ON p.target = coalesce(t.tgrelid, r.ev_class, y.polrelid, i.indrelid, d.objid)
-         WHERE NOT d.in_extension",
-        &[],
-        |row| {
-            let text = |column| row.get::<String>(column).map(Option::unwrap_or_default);
-            let Some(table) = row.get::<Oid>(1)? else { return Ok(None) };
-            Ok(Some(Altered { table, object_type: text(2)?, identity: text(3)? }))
-        },
-    )
-}
-
-/// Objects of the extension that a DDL command altered, otherwise than by its scripts.
-pub fn altered_of_ours() -> Result<Vec<String>, Error> {
-    query(
-        "SELECT d.object_identity FROM pg_catalog.pg_event_trigger_ddl_commands() d
-         WHERE NOT d.in_extension AND d.schema_name = 'audit'
-            OR d.object_type = 'extension' AND d.object_identity = 'audit_ext'",
-        &[],
-        |row| row.get(1),
-    )
-}
-
-/// What was dropped: audited tables, things of audited tables, partitions of the log.
-pub struct Dropped {
-    pub object_type: String,
-    pub identity: String,
-    /// The audited table, as its last layout names it.
-    pub table: Option<Named>,
-    /// Whether that table is still there.
-    pub is_part: bool,
-    pub is_audit_trigger: bool,
-}
-
-/// What a command dropped that auditing is concerned with. Comes before the policies are forgotten.
-pub fn dropped_of_audited() -> Result<Vec<Dropped>, Error> {
-    let _acting = super::Acting::begin()?;
-    query(
-        "WITH dropped AS (
-             SELECT *, CASE WHEN object_type IN ('trigger', 'rule', 'policy')
-                            THEN pg_catalog.to_regclass(pg_catalog.format('%I.%I', address_names[1], address_names[2])) END AS part_of
-             FROM pg_catalog.pg_event_trigger_dropped_objects()
-             WHERE NOT is_temporary AND (classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND objsubid = 0
-                   OR object_type IN ('trigger', 'rule', 'policy'))
-         )
-         SELECT d.object_type, d.object_identity, d.part_of IS NOT NULL,
-                coalesce(d.object_type = 'trigger' AND pg_catalog.starts_with(d.address_names[3], '!audit_'), false),
-                p.target::pg_catalog.oid, l.id, l.schema_name, l.table_name, l.resource
-         FROM dropped d LEFT JOIN audit.policy p ON p.target = coalesce(d.part_of::pg_catalog.oid, d.objid)
-         LEFT JOIN LATERAL (SELECT r.* FROM audit.local_layout o JOIN audit.relation r ON r.id = o.relation_id
-                            WHERE o.relid = p.target ORDER BY r.id DESC LIMIT 1) l ON true
-         WHERE p.target IS NOT NULL OR d.schema_name = 'audit' AND d.object_type IN ('table', 'trigger', 'rule')",
-        &[],
-        |row| {
-            Ok(Some(Dropped {
-                object_type: row.get(1)?.unwrap_or_default(),
-                identity: row.get(2)?.unwrap_or_default(),
-                is_part: row.get(3)?.unwrap_or(false),
-                is_audit_trigger: row.get(4)?.unwrap_or(false),
-                table: named(row, 5)?,
-            }))
-        },
-    )
-}
-
-/// A table from five columns: its oid, and its layout's id and names; None where it has no layout of this database.
-fn named(row: &pgrx::spi::SpiHeapTupleData, first: usize) -> Result<Option<Named>, pgrx::spi::Error> {
-    let (Some(oid), Some(relation_id)) = (row.get::<Oid>(first)?, row.get::<i32>(first + 1)?) else { return Ok(None) };
-    let text = |column| row.get::<String>(column).map(Option::unwrap_or_default);
-    Ok(Some(Named {
-        oid,
-        relation_id,
-        schema: text(first + 2)?,
-        name: text(first + 3)?,
-        resource: text(first + 4)?,
-    }))
-}
-
-/// How a table is audited now.
-pub(super) fn audited_standing(table: Oid) -> Result<Standing, Error> {
-    let found = query(
-        "SELECT (pg_catalog.to_jsonb(p) - '{target,inherited_from,enabled_at,enabled_by}'::text[])::text,
-                p.inherited_from::text, $1, l.id, l.schema_name, l.table_name, l.resource
-         FROM (VALUES (1)) one LEFT JOIN audit.policy p ON p.target = $1
-         LEFT JOIN LATERAL (SELECT r.* FROM audit.local_layout o JOIN audit.relation r ON r.id = o.relation_id
-                            WHERE o.relid = $1 ORDER BY r.id DESC LIMIT 1) l ON true",
-        &[oid(table)],
-        |row| Ok(Some(Standing { policy: row.get(1)?, follows: row.get(2)?, layout: named(row, 3)? })),
-    )?;
-    Ok(found.into_iter().next().unwrap_or_default())
-}
-
-/// A table as its last layout of this database names it.
-pub fn last_layout(table: Oid) -> Result<Option<Named>, Error> {
-    let found = query(
-        "SELECT $1, r.id, r.schema_name, r.table_name, r.resource
-         FROM audit.local_layout o JOIN audit.relation r ON r.id = o.relation_id WHERE o.relid = $1 ORDER BY r.id DESC LIMIT 1",
-        &[oid(table)],
-        |row| named(row, 1),
-    )?;
-    Ok(found.into_iter().next())
-}
-
 /// Forgets the policy of a table that is gone, its action rules, and the oid of its layouts: as [`forget_dropped`], where no
 /// event trigger tells.
 pub fn forget_table(table: Oid) -> Result<(), Error> {
     run("DELETE FROM audit.policy WHERE target = $1", &[oid(table)])?;
     run("DELETE FROM audit.action_rule WHERE target = $1", &[oid(table)])?;
     run("UPDATE audit.local_layout SET relid = 0 WHERE relid = $1", &[oid(table)])
-}
-
-/// What differs between two layouts, as a JSON object: columns and key as they were, and as they are.
-pub fn layout_change(before: i32, after: i32) -> Result<Option<String>, Error> {
-    let found = query(
-        "SELECT pg_catalog.jsonb_build_object('columns', r.columns, 'key_columns', r.key_columns, 'resource', r.resource)::text
-         FROM audit.relation r WHERE r.id IN ($1, $2) ORDER BY r.id = $2",
-        &[before.into(), after.into()],
-        |row| row.get::<String>(1),
-    )?;
-    Ok(match &found[..] {
-        [before, after] => Some(format!("{{\"before\": {before}, \"after\": {after}}}")),
-        _ => None,
-    })
-}
-
-/// A table's owner.
-pub fn owner_of(table: Oid) -> Result<Option<String>, Error> {
-    let sql = "SELECT pg_catalog.pg_get_userbyid(relowner)::text FROM pg_catalog.pg_class WHERE oid = $1";
-    Ok(query(sql, &[oid(table)], |row| row.get(1))?.into_iter().next())
 }
 
 /// Whether the current role may call audit.disable.
@@ -195,15 +56,9 @@ pub fn is_administrator() -> Result<bool, Error> {
     Ok(query(sql, &[], |row| row.get(1))?.first() == Some(&true))
 }
 
-/// Which of these tables are audited.
-pub fn audited_among(tables: &[Oid]) -> Result<Vec<Oid>, Error> {
-    let mut found = Vec::new();
-    for &table in tables {
-        if policy_of(table)?.is_some() {
-            found.push(table);
-        }
-    }
-    Ok(found)
+/// Whether a table is audited.
+pub fn is_audited(table: Oid) -> Result<bool, Error> {
+    Ok(policy_of(table)?.is_some())
 }
 
 /// Tables that a DDL command made or altered.
@@ -361,19 +216,21 @@ pub(super) fn tables_of(schema: Oid) -> Result<Vec<Oid>, Error> {
 pub(super) fn schema_options(relation: Relation) -> Result<Option<Options>, Error> {
     let name = String::from_utf8_lossy(&relation::namespace_name(relation.namespace())).into_owned();
     let found = query(
-        "SELECT exclude_columns, mask_columns, soft_delete_column, require_context, skip_unchanged, tenant_column
-         FROM audit.schema_policy WHERE schema_name = $1 AND include_future AND $2 <> ALL (except_tables)",
+        &format!(
+            "SELECT {OPTIONS} FROM audit.schema_policy
+             WHERE schema_name = $1 AND include_future AND $2 <> ALL (except_tables)"
+        ),
         &[name.as_str().into(), String::from_utf8_lossy(&relation.name()).into_owned().into()],
         |row| {
             Ok(Some(Options {
-                mode: Mode::Sync,
-                exclude_columns: row.get::<Vec<String>>(1)?.unwrap_or_default(),
-                mask_columns: row.get::<Vec<String>>(2)?.unwrap_or_default(),
-                soft_delete_column: row.get(3)?,
-                require_context: row.get::<Vec<String>>(4)?.unwrap_or_default(),
-                skip_unchanged: row.get(5)?.unwrap_or(false),
+                mode: Mode::of_policy(row.get::<String>(1)?.unwrap_or_default().as_bytes(), row.get(2)?.unwrap_or(1.0)),
+                exclude_columns: row.get::<Vec<String>>(3)?.unwrap_or_default(),
+                mask_columns: row.get::<Vec<String>>(4)?.unwrap_or_default(),
+                soft_delete_column: row.get(5)?,
+                require_context: row.get::<Vec<String>>(6)?.unwrap_or_default(),
+                skip_unchanged: row.get(7)?.unwrap_or(false),
+                tenant_column: row.get(8)?,
                 snapshot: false,
-                tenant_column: row.get(6)?,
             }))
         },
     )?;
@@ -418,25 +275,11 @@ pub(super) fn standing(table: Oid) -> Result<(Option<Option<Oid>>, Option<Oid>),
 pub(super) fn write_policy(target: Oid, inherited_from: Option<Oid>, options: &Options) -> Result<(), Error> {
     run(
         &format!(
-            "INSERT INTO audit.policy (target, inherited_from, exclude_columns, mask_columns, soft_delete_column,
-            require_context, skip_unchanged, tenant_column, mode, sample_rate)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
-         ON CONFLICT (target) DO UPDATE SET inherited_from = excluded.inherited_from,
-            mode = excluded.mode, sample_rate = excluded.sample_rate,
-            {REPLACE_OPTIONS}"
+            "INSERT INTO audit.policy ({OPTIONS}, target, inherited_from)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+             ON CONFLICT (target) DO UPDATE SET inherited_from = excluded.inherited_from, {REPLACE_OPTIONS}"
         ),
-        &[
-            oid(target),
-            inherited_from.into(),
-            options.exclude_columns.clone().into(),
-            options.mask_columns.clone().into(),
-            options.soft_delete_column.clone().into(),
-            options.require_context.clone().into(),
-            options.skip_unchanged.into(),
-            options.tenant_column.clone().into(),
-            options.mode.name().into(),
-            options.mode.sample_rate().into(),
-        ],
+        &with_values(options, [oid(target), inherited_from.into()]),
     )
 }
 
@@ -452,14 +295,9 @@ pub(super) fn write_inherited(table: Oid, target: Oid, tables: &[Oid], options: 
 pub(super) fn copy_policy(table: Oid, source: Oid) -> Result<(), Error> {
     run(
         &format!(
-            "INSERT INTO audit.policy (target, inherited_from, exclude_columns, mask_columns, soft_delete_column,
-            require_context, skip_unchanged, tenant_column, mode, sample_rate)
-         SELECT $1, $2, exclude_columns, mask_columns, soft_delete_column, require_context, skip_unchanged, tenant_column,
-            mode, sample_rate
-         FROM audit.policy WHERE target = $2
-         ON CONFLICT (target) DO UPDATE SET inherited_from = excluded.inherited_from,
-            mode = excluded.mode, sample_rate = excluded.sample_rate,
-            {REPLACE_OPTIONS}"
+            "INSERT INTO audit.policy ({OPTIONS}, target, inherited_from)
+             SELECT {OPTIONS}, $1, $2 FROM audit.policy WHERE target = $2
+             ON CONFLICT (target) DO UPDATE SET inherited_from = excluded.inherited_from, {REPLACE_OPTIONS}"
         ),
         &[oid(table), oid(source)],
     )
@@ -492,10 +330,30 @@ fn query<T>(
 
 const SPI_FAILED: Error = Error::Internal("a query on the audit policy failed");
 
-/// What an upsert does to the options that audit.policy and audit.schema_policy share.
-const REPLACE_OPTIONS: &str = "exclude_columns = excluded.exclude_columns, mask_columns = excluded.mask_columns,
+/// The columns that audit.policy and audit.schema_policy share, in the order of [`with_values`].
+const OPTIONS: &str = "mode, sample_rate, exclude_columns, mask_columns, soft_delete_column, require_context,
+    skip_unchanged, tenant_column";
+/// What an upsert does to them.
+const REPLACE_OPTIONS: &str = "mode = excluded.mode, sample_rate = excluded.sample_rate,
+    exclude_columns = excluded.exclude_columns, mask_columns = excluded.mask_columns,
     soft_delete_column = excluded.soft_delete_column, require_context = excluded.require_context,
     skip_unchanged = excluded.skip_unchanged, tenant_column = excluded.tenant_column";
+
+/// The values of [`OPTIONS`], $1 to $8, and others after them.
+fn with_values<'a, const N: usize>(options: &Options, others: [DatumWithOid<'a>; N]) -> Vec<DatumWithOid<'a>> {
+    let mut values: Vec<DatumWithOid> = vec![
+        options.mode.name().into(),
+        options.mode.sample_rate().into(),
+        options.exclude_columns.clone().into(),
+        options.mask_columns.clone().into(),
+        options.soft_delete_column.clone().into(),
+        options.require_context.clone().into(),
+        options.skip_unchanged.into(),
+        options.tenant_column.clone().into(),
+    ];
+    values.extend(others);
+    values
+}
 
 /// Drops the policy of a table, and of what follows it.
 pub(super) fn forget_policy(target: Oid) -> Result<(), Error> {
@@ -515,24 +373,12 @@ pub(super) fn write_schema_policy(
 ) -> Result<(), Error> {
     run(
         &format!(
-            "INSERT INTO audit.schema_policy (schema_name, schema_id, include_future, exclude_columns, mask_columns,
-            soft_delete_column, require_context, skip_unchanged, tenant_column)
-         VALUES ($1, $8, $2, $3, $4, $5, $6, $7, $9)
-         ON CONFLICT (schema_name) DO UPDATE SET schema_id = excluded.schema_id,
-            include_future = excluded.include_future,
-            {REPLACE_OPTIONS}"
+            "INSERT INTO audit.schema_policy ({OPTIONS}, schema_name, schema_id, include_future)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+             ON CONFLICT (schema_name) DO UPDATE SET schema_id = excluded.schema_id,
+                include_future = excluded.include_future, {REPLACE_OPTIONS}"
         ),
-        &[
-            name.into(),
-            include_future.into(),
-            options.exclude_columns.clone().into(),
-            options.mask_columns.clone().into(),
-            options.soft_delete_column.clone().into(),
-            options.require_context.clone().into(),
-            options.skip_unchanged.into(),
-            oid(schema),
-            options.tenant_column.clone().into(),
-        ],
+        &with_values(options, [name.into(), oid(schema), include_future.into()]),
     )
 }
 

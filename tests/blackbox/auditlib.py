@@ -350,13 +350,15 @@ def check_integrity(conn, since=None, ask_extension=True):
         event_rows = conn.execute(EVENTS, arguments).fetchall()
         changeset_rows = conn.execute(CHANGESETS, arguments).fetchall()
         if ask_extension:
-            # These look up one event among those of its changeset, so a sample of large changesets must do.
+            # These look up one event among those of its time, so a sample of large transactions must do.
             texts = {(r[0], r[1]): r[2:] for r in conn.execute(
                 """SELECT e.changeset_id, e.seq, audit.canonical(e.changeset_id, e.seq),
                           audit.verify_event(e.changeset_id, e.seq)
-                     FROM audit.event e JOIN audit.changeset c ON c.id = e.changeset_id
+                     FROM audit.event e
+                     JOIN (SELECT id, sum(event_count) OVER (PARTITION BY era, xid) AS events FROM audit.changeset) c
+                       ON c.id = e.changeset_id
                     WHERE (%(since)s::timestamptz IS NULL OR e.occurred_at >= %(since)s)
-                      AND e.seq %% (c.event_count / 20 + 1) = 0""", arguments).fetchall()}
+                      AND e.seq %% (c.events / 20 + 1) = 0""", arguments).fetchall()}
             changeset_texts = dict(conn.execute(
                 """SELECT c.id, audit.canonical(c.id) FROM audit.changeset c
                     WHERE %(since)s::timestamptz IS NULL OR c.occurred_at >= %(since)s""", arguments).fetchall())
@@ -368,8 +370,8 @@ def check_integrity(conn, since=None, ask_extension=True):
          row_image, old_values, details, salt, stored, relation_id) in event_rows:
         where = "event %s/%s" % (changeset_id, seq)
         assert relation_id is None or schema_name is not None, "%s: layout %s is missing" % (where, relation_id)
-        canonical = jsonb_array(["audit_ext/event/1", str(changeset_id), seq, command, at, schema_name, table_name,
-                                 operation, action, status, resource, resource_id, _raw(row_image), _raw(old_values),
+        canonical = jsonb_array(["audit_ext/event/1", str(changeset_id), seq, command, at, relation_id, schema_name,
+                                 table_name, operation, action, status, resource, resource_id, _raw(row_image), _raw(old_values),
                                  _raw(details)])
         assert checksum(salt, canonical) == stored, "%s: checksum; canonical form %.2000s" % (where, canonical)
         if ask_extension and (changeset_id, seq) in texts:

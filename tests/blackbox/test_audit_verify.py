@@ -81,7 +81,7 @@ def test_proof(signed):
     (text,) = signed.conn.execute("SELECT audit.prove(%s, %s)", [changeset, seq]).fetchone()
     _, result = audit_verify(signed, "proof", "-", "--key", signed.vkey, text=text, check=0)
     assert result["checked"]["event"][1] == str(changeset)
-    assert result["checked"]["event"][12] == {"id": 1, "v": 'é "q" \\ 1'}
+    assert result["checked"]["event"][13] == {"id": 1, "v": 'é "q" \\ 1'}
     _, other = key_pair("example.com/audit")
     _, result = audit_verify(signed, "proof", "-", "--key", other, text=text, check=1)
     assert [finding["finding"] for finding in result["findings"]] == ["checkpoint not signed"]

@@ -99,7 +99,7 @@ def test_event_vector_in_sql(connection, vector):
     canonical, digest = connection.execute(
         """
         SELECT c, encode(sha256(uuid_send(%s::uuid) || convert_to(c, 'UTF8')), 'hex')
-          FROM jsonb_build_array('audit_ext/event/1', %s::uuid, %s::int, %s::int, %s::bigint, %s::text, %s::text,
+          FROM jsonb_build_array('audit_ext/event/1', %s::uuid, %s::int, %s::int, %s::bigint, %s::int, %s::text, %s::text,
                    %s::text, %s::text, %s::text, %s::text, %s::text, %s::jsonb, %s::jsonb, %s::jsonb) AS a,
                CAST(a AS text) AS c
         """,

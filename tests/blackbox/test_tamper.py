@@ -137,7 +137,7 @@ def test_any_column_altered(scene, table, column, kind):
     db, kept = scene
     conn = attacker(db)
     expression = OTHER[TYPES.get(kind, kind)].format(c=column)
-    if (table, column) in {("event", "relation_id"), ("entry", "relation_id"), ("relation", "id"), ("entry", "index")}:
+    if (table, column) in {("entry", "relation_id"), ("relation", "id"), ("entry", "index")}:
         expression = f"coalesce({column}, 0) + 1000"  # beyond those that there are
     (whose,) = conn.execute(WHOSE).fetchone()
     done = conn.execute(f"UPDATE audit.{table} SET {column} = {expression} WHERE ctid = {ROWS[table]}")
@@ -176,6 +176,11 @@ ATTACKS = {
     "event duplicated": (
         f"INSERT INTO audit.event SELECT * FROM audit.event WHERE ctid = {EVENT}",
         "event added",
+    ),
+    "an event pointed at another layout of its table": (
+        "UPDATE audit.event SET relation_id = (SELECT max(id) FROM audit.relation WHERE table_name = 'item')"
+        " WHERE relation_id = (SELECT min(id) FROM audit.relation WHERE table_name = 'item')",
+        "event altered",
     ),
     "events swapped": (
         "UPDATE audit.event SET seq = 1 - seq WHERE changeset_id = (SELECT id FROM audit.changeset WHERE event_count >= 40) AND seq < 2",
@@ -411,7 +416,7 @@ def test_random_bytes(scene, round):
             f"SELECT {column}::text FROM audit.{table} WHERE {column} IS NOT NULL ORDER BY md5(ctid::text || %s) LIMIT 1",
             [str(rng.random())],
         ).fetchone() or (None,)
-        if not text or (table, column) == ("event", "relation_id"):
+        if not text:
             continue
         altered = flip(rng, text, kind)
         try:

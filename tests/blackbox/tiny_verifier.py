@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 
 EVENT_FIELDS = (
-    "changeset_id seq command occurred_at schema_name table_name operation action status resource resource_id"
+    "changeset_id seq command occurred_at relation_id schema_name table_name operation action status resource resource_id"
     " row_image old_values details"
 ).split()
 CHANGESET_FIELDS = (
@@ -105,7 +105,7 @@ def uuid_microseconds(identifier):
 # --- reading the tables ----------------------------------------------------------------------------------------------
 
 EVENTS = """
-SELECT e.changeset_id, e.seq, e.command, e.occurred_at, r.schema_name, r.table_name, e.operation::text, e.action,
+SELECT e.changeset_id, e.seq, e.command, e.occurred_at, e.relation_id, r.schema_name, r.table_name, e.operation::text, e.action,
        e.status::text, e.resource, e.resource_id, e.row_image::text, e.old_values::text, e.details::text,
        e.salt, e.checksum
   FROM audit.event e LEFT JOIN audit.relation r ON r.id = e.relation_id

@@ -2,7 +2,7 @@
 //!
 //! It is the text of a JSONB array of the record's fields in a fixed order, a version tag first, exactly as
 //! `jsonb_build_array(…)::text` prints it: docs/format.md. Times are integer microseconds since the Unix epoch, tables go
-//! by name. Nothing is built: the pieces are known, and JSONB's own text of images is embedded as it is.
+//! by layout and name. Nothing is built: the pieces are known, and JSONB's own text of images is embedded as it is.
 
 use std::fmt;
 use std::str::FromStr;
@@ -122,10 +122,8 @@ pub struct EventRecord<'a> {
     pub command: i32,
     /// Microseconds since the Unix epoch.
     pub occurred_at_us: i64,
-    /// Of the table's layout; none for events without a table.
-    pub schema: Option<&'a [u8]>,
-    /// Of the table's layout; none for events without a table.
-    pub table: Option<&'a [u8]>,
+    /// What [`layout`] wrote; none for events without a table.
+    pub layout: Option<&'a [u8]>,
     pub operation: Operation,
     pub action: Option<&'a [u8]>,
     pub status: Status,
@@ -234,9 +232,19 @@ impl Fields<'_> {
     }
 }
 
+/// Writes the fields from `relation_id` to `table_name`, each after a comma, in place of what `out` held. A table has the
+/// same for many events.
+pub fn layout(relation_id: i32, schema: &[u8], table: &[u8], out: &mut Vec<u8>) -> Result<()> {
+    out.clear();
+    let mut fields = Fields { out };
+    fields.integer(relation_id.into())?;
+    fields.string(Some(schema))?;
+    fields.string(Some(table))
+}
+
 /// Writes the canonical text of an event in place of what `out` held:
-/// `jsonb_build_array('audit_ext/event/1', changeset_id, seq, command, occurred_at, schema_name, table_name, operation,
-/// action, status, resource, resource_id, row_image, old_values, details)::text`.
+/// `jsonb_build_array('audit_ext/event/1', changeset_id, seq, command, occurred_at, relation_id, schema_name, table_name,
+/// operation, action, status, resource, resource_id, row_image, old_values, details)::text`.
 pub fn event(record: &EventRecord<'_>, out: &mut Vec<u8>) -> Result<()> {
     out.clear();
     let image = record.row_image.map_or(0, <[u8]>::len);
@@ -248,8 +256,7 @@ pub fn event(record: &EventRecord<'_>, out: &mut Vec<u8>) -> Result<()> {
     fields.integer(record.seq.into())?;
     fields.integer(record.command.into())?;
     fields.integer(record.occurred_at_us)?;
-    fields.string(record.schema)?;
-    fields.string(record.table)?;
+    buf::put(fields.out, record.layout.unwrap_or(b", null, null, null"))?;
     fields.plain(record.operation.as_str().as_bytes())?;
     fields.string(record.action)?;
     fields.plain(record.status.as_str().as_bytes())?;
@@ -328,14 +335,22 @@ mod tests {
     const ID: [u8; 16] =
         [0x01, 0x8c, 0x2f, 0x6e, 0x7d, 0x3a, 0x71, 0x23, 0x8a, 0xbc, 0x01, 0x23, 0x45, 0x67, 0x89, 0xab];
 
+    const LAYOUT: &[u8] = b", 17, \"public\", \"Order \\\"x\\\"\"";
+
+    #[test]
+    fn layout_is_three_fields() {
+        let mut out = b"left over".to_vec();
+        layout(17, b"public", b"Order \"x\"", &mut out).unwrap();
+        assert_eq!(out, LAYOUT);
+    }
+
     fn an_event() -> EventRecord<'static> {
         EventRecord {
             changeset_id: ID,
             seq: 3,
             command: 7,
             occurred_at_us: 1_701_576_306_123_456,
-            schema: Some(b"public"),
-            table: Some(b"Order \"x\""),
+            layout: Some(LAYOUT),
             operation: Operation::Update,
             action: None,
             status: Status::Success,
@@ -354,8 +369,8 @@ mod tests {
         event(&an_event(), &mut out).unwrap();
         assert_eq!(
             std::str::from_utf8(&out).unwrap(),
-            "[\"audit_ext/event/1\", \"018c2f6e-7d3a-7123-8abc-0123456789ab\", 3, 7, 1701576306123456, \"public\", \
-             \"Order \\\"x\\\"\", \"UPDATE\", null, \"success\", null, \"4711\", {\"id\": 4711, \"näme\": \"a\\nb\"}, \
+            "[\"audit_ext/event/1\", \"018c2f6e-7d3a-7123-8abc-0123456789ab\", 3, 7, 1701576306123456, 17, \
+             \"public\", \"Order \\\"x\\\"\", \"UPDATE\", null, \"success\", null, \"4711\", {\"id\": 4711, \"näme\": \"a\\nb\"}, \
              {\"näme\": \"c\"}, {\"soft_delete\": true}]"
         );
     }
@@ -363,8 +378,7 @@ mod tests {
     #[test]
     fn absent_fields_are_null() {
         let record = EventRecord {
-            schema: None,
-            table: None,
+            layout: None,
             operation: Operation::Application,
             action: Some(b"user.invited"),
             resource: Some(b"user"),
@@ -379,7 +393,7 @@ mod tests {
         assert_eq!(
             std::str::from_utf8(&out).unwrap(),
             "[\"audit_ext/event/1\", \"018c2f6e-7d3a-7123-8abc-0123456789ab\", 3, 7, 1701576306123456, null, null, \
-             \"APPLICATION\", \"user.invited\", \"success\", \"user\", null, null, null, null]"
+             null, \"APPLICATION\", \"user.invited\", \"success\", \"user\", null, null, null, null]"
         );
     }
 

@@ -6,7 +6,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use audit_core::canonical::{EventRecord, Operation, Status, event};
+use audit_core::canonical::{EventRecord, Operation, Status, event, layout};
 use audit_core::context::{ContextErrorKind, check_context};
 use audit_core::error::{Error, Result};
 use audit_core::jsonb::{KeyBlock, Writer};
@@ -71,13 +71,14 @@ fn work(json: &[u8], stored: &[u8]) -> Result<usize> {
     writer.null()?;
     writer.end_object()?;
     writer.end_object()?;
+    let mut table = Vec::new();
+    layout(1, b"public", b"t", &mut table)?;
     let record = EventRecord {
         changeset_id: [0; 16],
         seq: 0,
         command: 0,
         occurred_at_us: 0,
-        schema: Some(b"public"),
-        table: Some(b"t"),
+        layout: Some(&table),
         operation: Operation::Insert,
         action: None,
         status: Status::Success,

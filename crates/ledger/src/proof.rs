@@ -92,7 +92,7 @@ impl EventProof {
     pub fn check(&self) -> Result<(Value, Value), Error> {
         let event = checksum(&self.inner.event)?;
         let changeset = checksum(&self.inner.changeset)?;
-        let event_fields = fields(&self.inner.event, "audit_ext/event/1", 15)?;
+        let event_fields = fields(&self.inner.event, "audit_ext/event/1", 16)?;
         let changeset_fields = fields(&self.inner.changeset, "audit_ext/changeset/1", 24)?;
         if event_fields[1] != changeset_fields[1] {
             return Err(Error::InvalidProof("the event names another changeset"));
@@ -271,7 +271,7 @@ mod tests {
         let salt = "00010203-0405-0607-0809-0a0b0c0d0e0f";
         let event = Record {
             salt: salt.into(),
-            canonical: r#"["audit_ext/event/1", "id", 1, 0, 5, "public", "t", "INSERT", null, "success", null, "1", {"a": "é"}, null, null]"#.into(),
+            canonical: r#"["audit_ext/event/1", "id", 1, 0, 5, 3, "public", "t", "INSERT", null, "success", null, "1", {"a": "é"}, null, null]"#.into(),
         };
         let leaves = [entry(0), checksum(&event).unwrap(), entry(2)];
         let root: String =
@@ -291,7 +291,7 @@ mod tests {
     fn a_proof_of_an_event() {
         let proof = EventProof::parse(&example().text().unwrap()).unwrap();
         let (event, changeset) = proof.check().unwrap();
-        assert_eq!(event[12]["a"], "é");
+        assert_eq!(event[13]["a"], "é");
         assert_eq!(changeset[5], "742");
     }
 

@@ -17,10 +17,11 @@ pub enum Field {
 use Field::{Raw, Text};
 
 /// Columns of an event, from changeset_id on.
-pub const EVENT: &[Field] = &[Text, Raw, Raw, Raw, Text, Text, Text, Text, Text, Text, Text, Raw, Raw, Raw];
+pub const EVENT: &[Field] = &[Text, Raw, Raw, Raw, Raw, Text, Text, Text, Text, Text, Text, Text, Raw, Raw, Raw];
 
 pub const EVENT_COLUMNS: &str = "e.changeset_id, e.seq, e.command, (extract(epoch FROM e.occurred_at) * 1000000)::bigint, \
-    r.schema_name, r.table_name, e.operation, e.action, e.status, e.resource, e.resource_id, e.row_image, e.old_values, e.details";
+    e.relation_id, r.schema_name, r.table_name, e.operation, e.action, e.status, e.resource, e.resource_id, e.row_image, \
+    e.old_values, e.details";
 
 /// Columns of a changeset, from id on.
 pub const CHANGESET: &[Field] = &[
@@ -107,6 +108,6 @@ mod tests {
 
     #[test]
     fn numbers_of_fields() {
-        assert_eq!((EVENT.len(), CHANGESET.len(), RELATION.len(), LEDGER.len()), (14, 23, 10, 7));
+        assert_eq!((EVENT.len(), CHANGESET.len(), RELATION.len(), LEDGER.len()), (15, 23, 10, 7));
     }
 }

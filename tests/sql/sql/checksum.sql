@@ -37,7 +37,7 @@ DELETE FROM t WHERE id = 5;
 
 CREATE TEMP TABLE event AS
 SELECT e.*, jsonb_build_array('audit_ext/event/1', e.changeset_id, e.seq, e.command, (extract(epoch FROM e.occurred_at) * 1000000)::bigint,
-           r.schema_name, r.table_name, e.operation, e.action, e.status, e.resource, e.resource_id, e.row_image, e.old_values, e.details)::text AS canonical
+           e.relation_id, r.schema_name, r.table_name, e.operation, e.action, e.status, e.resource, e.resource_id, e.row_image, e.old_values, e.details)::text AS canonical
   FROM audit.event e LEFT JOIN audit.relation r ON r.id = e.relation_id
  WHERE e.changeset_id IN (SELECT changeset_id FROM audit.log WHERE resource LIKE 'contract\_checksum.%');
 CREATE TEMP TABLE changeset AS

@@ -52,7 +52,13 @@ SELECT count(*) FROM pg_trigger WHERE tgname LIKE '!audit%' AND tgrelid IN (SELE
 SELECT audit.disable_schema('contract_schema');
 
 -- An empty schema can be enabled for what comes.
+SELECT audit.enable_schema('contract_empty', mode => 'sampled', sample_rate => 0.25);
+CREATE TABLE contract_empty.sampled (id int PRIMARY KEY);
+SELECT target, mode, sample_rate FROM audit.policy WHERE target::text LIKE 'contract\_empty.%';
+SELECT audit.enable_schema('contract_empty', sample_rate => 0.25);
 SELECT audit.enable_schema('contract_empty');
+SELECT target, mode, sample_rate FROM audit.policy WHERE target::text LIKE 'contract\_empty.%';
+DROP TABLE contract_empty.sampled;
 CREATE TABLE contract_empty.first (id int PRIMARY KEY);
 INSERT INTO contract_empty.first VALUES (1);
 SELECT resource, operation, resource_id FROM audit.log WHERE resource = 'contract_empty.first';
