@@ -8,7 +8,7 @@ BEGIN ATOMIC
     SELECT coalesce(min(s.state COLLATE "C"), 'missing')
       FROM pg_trigger t, LATERAL (
            SELECT CASE WHEN t.tgenabled = 'D' THEN 'disabled' WHEN t.tgenabled <> 'A' THEN 'not always'
-                       WHEN t.tgqual IS NOT NULL OR t.tgnattr > 0 OR NOT of_truncate AND t.tgtype & 28 <> 28 THEN 'incomplete'
+                       WHEN t.tgqual IS NOT NULL OR t.tgattr::text <> '' OR NOT of_truncate AND t.tgtype & 28 <> 28 THEN 'incomplete'
                        ELSE 'always' END AS state) AS s
      WHERE t.tgrelid = target AND t.tgfoid = 'audit.capture()'::regprocedure
        AND CASE WHEN of_truncate THEN t.tgtype & 32 <> 0 ELSE t.tgtype & 1 <> 0 END;
@@ -105,6 +105,9 @@ DECLARE
     unwatched_since timestamptz;
     unwatched_event record;
     last_told timestamptz;
+    -- The table's options, as the log has them.
+    options jsonb;
+    options_at timestamptz;
     e record;
     mode text;
     problem text;
@@ -121,6 +124,10 @@ BEGIN
     LOOP
         CASE e.action
         WHEN 'audit.enabled', 'audit.options_changed', 'audit.triggers_restored' THEN
+            IF e.action <> 'audit.triggers_restored' THEN
+                options := coalesce(e.details -> 'options', e.details -> 'after');
+                options_at := e.occurred_at;
+            END IF;
             mode := coalesce(e.details -> 'options' ->> 'mode', e.details -> 'after' ->> 'mode', mode);
             IF e.action = 'audit.triggers_restored' AND open_since IS NULL AND NOT (e.details ->> 'were_in_place')::boolean THEN
                 -- They were in place when something of the table was last recorded.
@@ -224,6 +231,16 @@ BEGIN
             actor := NULL;
             changeset_id := NULL;
             details := NULL;
+            RETURN NEXT;
+        END IF;
+        IF latest >= now() AND options IS DISTINCT FROM (
+            SELECT to_jsonb(p) - '{target,inherited_from,enabled_at,enabled_by}'::text[] FROM audit.policy p WHERE p.target = table_gaps.target)
+        THEN
+            gap_since := options_at;
+            cause := 'audit.policy was changed; nothing recorded says by whom';
+            actor := NULL;
+            changeset_id := NULL;
+            details := options;
             RETURN NEXT;
         END IF;
     END IF;

@@ -161,7 +161,7 @@ fn record(ending: &Ending, changes: &[(Oid, Change)], altered: &[Altered]) -> Re
         if Some(altered.table) == new_owner {
             let owner = policies::owner_of(altered.table)?;
             coverage::record(&table, action::OWNER_CHANGED, &Details::of_command(ending.tag).text("owner", &owner))?;
-        } else if !said.contains(&altered.table) || altered.object_type != b"table" {
+        } else if !said.contains(&altered.table) || !altered.is_of_table() {
             let details = Details::of_command(ending.tag)
                 .text("object_type", &Some(&altered.object_type))
                 .text("object", &Some(&altered.identity));
@@ -254,9 +254,8 @@ pub fn dropped(tag: &str) -> Result<(), Error> {
                 coverage::record(table, action::TRIGGER_DROPPED, &details().text("object", &Some(&object.identity)))?;
             }
             Some(table) if object.is_part => {
-                let details = details()
-                    .text("object_type", &Some(&object.object_type))
-                    .text("object", &Some(&object.identity));
+                let details =
+                    details().text("object_type", &Some(&object.object_type)).text("object", &Some(&object.identity));
                 coverage::record(table, action::TABLE_ALTERED, &details)?;
             }
             Some(table) => coverage::record(table, action::TABLE_DROPPED, &details())?,
@@ -282,16 +281,15 @@ pub fn command_end_unseen(tables: &[Oid], now: &[Oid], ending: &Ending) -> Resul
     let Some(capture) = capture_function().filter(|_| !command::is_extension_script()) else { return Ok(()) };
     let mut arrived = Vec::new();
     let mut changes = Vec::new();
-    let gone: Vec<Oid> = tables.iter().copied().filter(|&table| !command::is_there(table)).collect();
-    let mut gone_audited = Vec::new();
+    let mut gone = Vec::new();
     {
         let acting = Acting::begin()?;
-        for &table in &gone {
-            let is_audited = policies::is_audited(table)?;
-            gone_audited.extend(layouts::last_written(table)?.filter(|_| is_audited));
+        for table in policies::gone()? {
+            gone.extend(layouts::last_written(table)?);
             policies::forget_table(table)?;
         }
-        let touched: Vec<Oid> = tables.iter().chain(now).copied().filter(|table| !gone.contains(table)).collect();
+        let touched: Vec<Oid> =
+            tables.iter().chain(now).copied().filter(|&table| catalog::table_name(table).is_some()).collect();
         if !is_admitted {
             for table in affected(&touched, capture)? {
                 let followed = policies::follow(table, ending.cause(), &acting)?;
@@ -301,7 +299,7 @@ pub fn command_end_unseen(tables: &[Oid], now: &[Oid], ending: &Ending) -> Resul
         }
     }
     record(ending, &changes, &[])?;
-    for table in &gone_audited {
+    for table in &gone {
         coverage::record(table, action::TABLE_DROPPED, &Details::of_command(ending.tag))?;
     }
     if is_admitted {

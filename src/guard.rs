@@ -48,7 +48,7 @@ fn look_at(command: Command) -> Result<(), Error> {
     }
     match command.intrusion(capture) {
         None => Ok(()),
-        Some(Intrusion::Trigger { resource, trigger, what, .. }) => {
+        Some(Intrusion::Trigger { resource, trigger, what }) => {
             if !policies::is_administrator()? {
                 return Err(Error::Guarded { what: format!("{what} audit trigger \"{trigger}\" of table {resource}") });
             }

@@ -29,8 +29,8 @@ use tables::{
     rename_columns, schema_options, standing, tables_of, write_inherited, write_policy, write_schema_policy,
 };
 pub use tables::{
-    follow_renamed_schemas, forget_dropped, forget_table, index_log_partition, is_administrator, is_audited, orphans,
-    touched_tables, without_trigger,
+    follow_renamed_schemas, forget_dropped, forget_table, gone, index_log_partition, is_administrator, is_audited,
+    orphans, touched_tables, without_trigger,
 };
 
 /// Audits a table, its partitions and inheritance children; or changes how.
@@ -49,6 +49,9 @@ pub fn enable(target: Oid, options: &Options) -> Result<(), Error> {
     for &table in tables.iter().filter(|&&table| table != target) {
         write_inherited(table, target, &tables, options)?;
     }
+    // The triggers as the catalog has them, also where somebody wrote to it by hand.
+    tables.iter().copied().for_each(table_triggers::invalidate);
+    session::make_changes_visible();
     let mut changes = Vec::new();
     for (&table, was) in tables.iter().zip(before) {
         let is_restored = establish(table, &acting)?;
@@ -142,7 +145,8 @@ pub struct Followed {
 pub fn follow(table: Oid, cause: Cause, acting: &Acting) -> Result<Followed, Error> {
     // At once what it takes to put triggers on it, and before rows of policies are touched: sessions that do the same for
     // one table wait for each other here, and nowhere else.
-    let lock = match standing(table)? {
+    let before = standing(table)?;
+    let lock = match before {
         (None, None) => pg_sys::AccessShareLock,
         _ => pg_sys::ShareRowExclusiveLock,
     };
@@ -151,9 +155,9 @@ pub fn follow(table: Oid, cause: Cause, acting: &Acting) -> Result<Followed, Err
     if !is_auditable_kind(relation) {
         return Ok(Followed::default());
     }
+    let was = if before.0.is_some() { audited_standing(table)? } else { Standing::default() };
     rename_columns(table)?;
     let (own, source) = standing(table)?;
-    let was = if own.is_some() { audited_standing(table)? } else { Standing::default() };
     let mut is_new = false;
     match (own, source) {
         (Some(None), _) => {}

@@ -4,9 +4,9 @@ use std::ffi::{CStr, c_char};
 
 use pgrx::pg_sys::{self, NodeTag, ObjectType, Oid};
 
+use super::catalog;
 use super::relation::Opened;
 use super::statement::elements;
-use super::catalog;
 
 /// A command's parse tree, while it lives.
 #[derive(Clone, Copy)]
@@ -15,7 +15,7 @@ pub struct Command(*mut pg_sys::Node);
 /// What a command does to auditing itself.
 pub enum Intrusion {
     /// It disables, drops, renames or replaces an audit trigger.
-    Trigger { table: Oid, resource: String, trigger: String, what: &'static str },
+    Trigger { resource: String, trigger: String, what: &'static str },
     /// It alters or drops something that belongs to the extension.
     Object { kind: &'static str, name: String, what: &'static str },
 }
@@ -72,9 +72,15 @@ impl Command {
         // SAFETY: the tag says what the node is.
         unsafe {
             match self.tag() {
-                NodeTag::T_AlterEventTrigStmt | NodeTag::T_AlterObjectDependsStmt | NodeTag::T_CreateFunctionStmt => false,
-                NodeTag::T_DropStmt => (*self.0.cast::<pg_sys::DropStmt>()).removeType != ObjectType::OBJECT_EVENT_TRIGGER,
-                NodeTag::T_RenameStmt => (*self.0.cast::<pg_sys::RenameStmt>()).renameType != ObjectType::OBJECT_EVENT_TRIGGER,
+                NodeTag::T_AlterEventTrigStmt | NodeTag::T_AlterObjectDependsStmt | NodeTag::T_CreateFunctionStmt => {
+                    false
+                }
+                NodeTag::T_DropStmt => {
+                    (*self.0.cast::<pg_sys::DropStmt>()).removeType != ObjectType::OBJECT_EVENT_TRIGGER
+                }
+                NodeTag::T_RenameStmt => {
+                    (*self.0.cast::<pg_sys::RenameStmt>()).renameType != ObjectType::OBJECT_EVENT_TRIGGER
+                }
                 _ => true,
             }
         }
@@ -185,20 +191,18 @@ impl Command {
 
     /// The table of an ALTER TABLE that enables or disables triggers.
     pub fn switches_triggers(self) -> Option<Oid> {
-        use pg_sys::AlterTableType::*;
-        self.altered_table(|kind| {
-            matches!(
-                kind,
-                AT_EnableTrig
-                    | AT_EnableAlwaysTrig
-                    | AT_EnableReplicaTrig
-                    | AT_DisableTrig
-                    | AT_EnableTrigAll
-                    | AT_DisableTrigAll
-                    | AT_EnableTrigUser
-                    | AT_DisableTrigUser
-            )
-        })
+        use pg_sys::AlterTableType as Kind;
+        const SWITCHES: [Kind::Type; 8] = [
+            Kind::AT_EnableTrig,
+            Kind::AT_EnableAlwaysTrig,
+            Kind::AT_EnableReplicaTrig,
+            Kind::AT_DisableTrig,
+            Kind::AT_EnableTrigAll,
+            Kind::AT_DisableTrigAll,
+            Kind::AT_EnableTrigUser,
+            Kind::AT_DisableTrigUser,
+        ];
+        self.altered_table(|kind| SWITCHES.contains(&kind))
     }
 
     /// The table of an ALTER TABLE … OWNER TO.
@@ -214,7 +218,10 @@ impl Command {
         unsafe {
             let statement = self.0.cast::<pg_sys::AlterTableStmt>();
             let mut commands = elements::<pg_sys::AlterTableCmd>((*statement).cmds);
-            commands.any(|command| is_meant((*command).subtype)).then(|| look_up((*statement).relation)).filter(is_valid)
+            commands
+                .any(|command| is_meant((*command).subtype))
+                .then(|| look_up((*statement).relation))
+                .filter(is_valid)
         }
     }
 
@@ -262,10 +269,10 @@ impl Command {
 
 /// What a part of ALTER TABLE does to the trigger that it names.
 fn names_trigger(kind: pg_sys::AlterTableType::Type) -> Option<&'static str> {
-    use pg_sys::AlterTableType::*;
+    use pg_sys::AlterTableType as Kind;
     match kind {
-        AT_DisableTrig => Some("disable"),
-        AT_EnableTrig | AT_EnableReplicaTrig => Some("enable otherwise than always"),
+        Kind::AT_DisableTrig => Some("disable"),
+        Kind::AT_EnableTrig | Kind::AT_EnableReplicaTrig => Some("enable otherwise than always"),
         _ => None,
     }
 }
@@ -351,7 +358,6 @@ unsafe fn trigger_of(table: Oid, trigger: *const c_char, capture: Oid, what: &'s
     // SAFETY: the caller's word: a C string.
     let name = unsafe { CStr::from_ptr(trigger) }.to_bytes();
     relation.has_trigger_on(capture, name).then(|| Intrusion::Trigger {
-        table,
         resource: String::from_utf8_lossy(&relation.resource()).into_owned(),
         trigger: String::from_utf8_lossy(name).into_owned(),
         what,
@@ -388,9 +394,3 @@ pub fn tag_name(tag: pg_sys::CommandTag::Type) -> &'static str {
     // SAFETY: PostgreSQL's names of tags are constants.
     unsafe { CStr::from_ptr(pg_sys::GetCommandTagName(tag)) }.to_str().unwrap_or_default()
 }
-
-/// Whether a table is there.
-pub fn is_there(table: Oid) -> bool {
-    catalog::table_name(table).is_some()
-}
-

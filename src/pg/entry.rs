@@ -9,8 +9,8 @@ use super::readers::bound_tenants_array;
 use super::report;
 use super::trigger::Call;
 use super::tuple::Batch;
-use crate::error::Error;
 use crate::ddl::{Ending, Rewrite};
+use crate::error::Error;
 use crate::{ddl, guard, store, transaction, trigger};
 
 macro_rules! entry {

@@ -120,8 +120,7 @@ impl Watched {
             return;
         }
         // SAFETY: the list was made before the command.
-        let tables: Vec<pg_sys::Oid> =
-            unsafe { oids(self.tables).iter().map(|table| table.oid_value).collect() };
+        let tables: Vec<pg_sys::Oid> = unsafe { oids(self.tables).iter().map(|table| table.oid_value).collect() };
         let now = self.command.tables();
         let ending = Ending { tag: self.command.name(), command: Some(self.command) };
         report::ok(ddl::command_end_unseen(&tables, &now, &ending));

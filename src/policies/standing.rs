@@ -25,7 +25,8 @@ fn oid(table: Oid) -> Arg<'static> {
 
 /// How a table is audited now.
 pub(super) fn audited_standing(table: Oid) -> Result<Standing, Error> {
-    let sql = "SELECT (to_jsonb(p) - '{target,inherited_from,enabled_at,enabled_by}'::text[])::text, p.inherited_from::text
+    let sql =
+        "SELECT (to_jsonb(p) - '{target,inherited_from,enabled_at,enabled_by}'::text[])::text, p.inherited_from::text
                FROM audit.policy p WHERE p.target = $1::oid";
     let found = spi::first(Sees::Now, sql, &[oid(table)], |row| (row.bytes(1), row.bytes(2)))?;
     let (policy, follows) = found.unwrap_or_default();
@@ -37,6 +38,13 @@ pub struct Altered {
     pub table: Oid,
     pub object_type: Vec<u8>,
     pub identity: Vec<u8>,
+}
+
+impl Altered {
+    /// Whether it is the table or a column of it: what changed then, its layout says.
+    pub fn is_of_table(&self) -> bool {
+        matches!(&self.object_type[..], b"table" | b"foreign table" | b"table column" | b"foreign table column")
+    }
 }
 
 /// What a DDL command altered of audited tables.

@@ -41,6 +41,16 @@ pub fn forget_dropped() -> Result<(), Error> {
     )
 }
 
+/// Tables with a policy that are gone.
+pub fn gone() -> Result<Vec<Oid>, Error> {
+    query(
+        "SELECT target::pg_catalog.oid FROM audit.policy p
+         WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = p.target)",
+        &[],
+        |row| row.get(1),
+    )
+}
+
 /// Forgets the policy of a table that is gone, its action rules, and the oid of its layouts: as [`forget_dropped`], where no
 /// event trigger tells.
 pub fn forget_table(table: Oid) -> Result<(), Error> {

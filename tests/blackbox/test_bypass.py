@@ -6,11 +6,14 @@ compares.
 """
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg
 import pytest
-from auditlib import check_integrity, events, replay, sqlstate
-from coveragelib import _template, actions, cluster, covered, gaps  # noqa: F401
+from auditlib import check_integrity, replay, sqlstate
+from cluster import Cluster
+from coveragelib import TEMPLATE, _template, actions, cluster, covered, gaps  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,7 +30,7 @@ SETUP = """
 
 # Way: (what the owner of the tables does, the table that tells). {name} is the owner's.
 CAPTURED = {
-    "COPY": ("COPY t (id, v) FROM PROGRAM 'seq -f %g.0,x 50 59 | sed s/.0//' (FORMAT csv)", "t"),
+    "COPY": ("COPY t (id) FROM PROGRAM 'seq 50 59'", "t"),
     "INSERT ... ON CONFLICT DO UPDATE": ("INSERT INTO t VALUES (1, 'x', 1), (50, 'y', 1) ON CONFLICT (id) DO UPDATE SET v = excluded.v", "t"),
     "MERGE": ("MERGE INTO t USING generate_series(5, 55, 10) g ON g = id WHEN MATCHED THEN DELETE WHEN NOT MATCHED THEN INSERT VALUES (g, 'm', 1)", "t"),
     "data-modifying CTE": ("WITH d AS (DELETE FROM t WHERE id < 3 RETURNING *) INSERT INTO t SELECT id + 100, v, ref FROM d", "t"),
@@ -128,7 +131,7 @@ REFUSED = {
     "new objects in schema audit": ("CREATE TABLE audit.mine (id int)", DENIED),
     "ALTER EVENT TRIGGER": ("ALTER EVENT TRIGGER audit_sql_drop DISABLE", DENIED),
     "the trigger function on another table": ("CREATE TABLE n (id int); CREATE TRIGGER x AFTER INSERT ON n FOR EACH ROW EXECUTE FUNCTION audit.capture(); INSERT INTO n VALUES (1)", "55000"),
-    "the trigger function called directly": ("SELECT audit.capture()", "0A000"),
+    "the trigger function called directly": ("SELECT audit.capture()", "39P01"),
     "forged events of this extension": ("SELECT audit.log_event('audit.enabled', 't')", "42939"),
     "erasing records": ("SELECT audit.erase('t', '1', 'mine')", DENIED),
 }  # fmt: skip
@@ -157,99 +160,123 @@ SHOWN = {
     "trigger switched off in the catalog": ("UPDATE pg_trigger SET tgenabled = 'D' WHERE tgrelid = 't'::regclass; DELETE FROM t WHERE id = 1", "t", "nothing recorded says by whom", False),
     "trigger removed from the catalog": ("DELETE FROM pg_trigger WHERE tgrelid = 't'::regclass AND tgname = '{row}'; DELETE FROM t WHERE id = 1", "t", "nothing recorded says by whom", False),
     "event trigger switched off in the catalog": ("UPDATE pg_event_trigger SET evtenabled = 'D' WHERE evtname = 'audit_ddl_command_end'", "t", "nothing recorded says by whom", False),
-    "rows of audit.policy changed by a superuser": ("UPDATE audit.policy SET mode = 'sampled', sample_rate = 0 WHERE target = 't'::regclass; DELETE FROM t WHERE id = 1", "t", "nothing recorded says by whom", False),
+    "rows of audit.policy changed by a superuser": ("UPDATE audit.policy SET mode = 'sampled', sample_rate = 0 WHERE target = 't'::regclass; DELETE FROM t WHERE id = 1", "t", "audit.policy was changed", False),
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def ground(cluster, _template):
+    """A database, and in it an ordinary user, for ways that leave nothing behind but tables of his."""
+    cluster.create_db("bypass", TEMPLATE)
+    with cluster.connect("bypass") as conn:
+        conn.execute("CREATE ROLE bypass_owner LOGIN; GRANT pg_execute_server_program TO bypass_owner")
+        yield Ground(cluster, "bypass", conn, "bypass_owner")
+
+
 @pytest.fixture
-def owner(conn, role):
-    """The tables' owner, an ordinary user who may do with the database what is not about auditing."""
+def fresh(cluster, new_db):
+    """A database of its own, for what a superuser does to the whole of it."""
+    db = new_db()
+    with cluster.connect("postgres") as conn:
+        conn.execute(f"CREATE ROLE {db.name}_owner LOGIN")
+    yield made(Ground(cluster, db.name, db.connect(), f"{db.name}_owner"))
+    db.drop()  # with all that the role owns
+    with cluster.connect("postgres") as conn:
+        conn.execute(f"DROP ROLE {db.name}_owner")
+
+
+@pytest.fixture
+def old(ground):
+    return made(ground)
+
+
+@dataclass
+class Ground:
+    cluster: Cluster
+    dbname: str
+    conn: psycopg.Connection
+    owner: str
+
+    def connect(self, user="postgres"):
+        return self.cluster.connect(self.dbname, user=user)
+
+
+def made(ground):
+    """The tables, as if new, belonging to the ordinary user."""
+    conn, owner = ground.conn, ground.owner
+    conn.execute("DROP SCHEMA IF EXISTS app CASCADE; DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     conn.execute(SETUP)
-    name = role()
     for table in ("parent", "t", "p", "p1", "p2"):
-        conn.execute(f"ALTER TABLE {table} OWNER TO {name}")
-    conn.execute(f"GRANT CREATE ON SCHEMA public TO {name}; ALTER SCHEMA app OWNER TO {name}; GRANT pg_execute_server_program TO {name}")
-    return name
+        conn.execute(f"ALTER TABLE {table} OWNER TO {owner}")
+    conn.execute(f"GRANT CREATE, USAGE ON SCHEMA public TO {owner}; ALTER SCHEMA app OWNER TO {owner}")
+    return ground
 
 
-def names(conn, owner):
+def names(ground):
     def trigger(table, of):
-        return conn.execute(
+        return ground.conn.execute(
             "SELECT tgname FROM pg_trigger WHERE tgrelid = %s::regclass AND tgname LIKE %s", [table, f"!audit_{of}%"]
         ).fetchone()[0]
 
-    return {"name": owner, "row": trigger("t", "row"), "truncate": trigger("t", "truncate"), "p_row": trigger("p", "row")}
+    return {"name": ground.owner, "row": trigger("t", "row"), "truncate": trigger("t", "truncate"), "p_row": trigger("p", "row")}
 
 
 def run(session, statements, given):
     """One after the other, as a client sends them: PREPARE TRANSACTION and the like stand alone."""
-    for statement in re.findall(r"(?:'[^']*'|\"[^\"]*\"|\$\$.*?\$\$|[^;'\"$])+", statements.format(**given), re.S):
+    for statement in re.findall(r"(?:'[^']*'|\"[^\"]*\"|\$\$.*?\$\$|[^;'\"$]|\$(?!\$))+", statements.format(**given), re.S):
         if statement.strip():
             session.execute(statement)
 
 
-@pytest.mark.parametrize("way", CAPTURED)
-def test_captured(db, conn, owner, way):
-    statements, table = CAPTURED[way]
-    with db.connect(user=owner) as session:
-        run(session, statements, names(conn, owner))
-    told_by_rows(conn, table)
+@pytest.mark.parametrize("way", [*CAPTURED, *CAPTURED_OF_SUPERUSERS])
+def test_captured(old, way):
+    statements, table = {**CAPTURED, **CAPTURED_OF_SUPERUSERS}[way]
+    with old.connect(old.owner if way in CAPTURED else "postgres") as session:
+        run(session, statements, names(old))
+    replay(old.conn, table)
+    assert covered(old.conn, table)[0] and gaps(old.conn, table) == []
 
 
-@pytest.mark.parametrize("way", CAPTURED_OF_SUPERUSERS)
-def test_captured_of_superusers(db, conn, owner, way):
-    statements, table = CAPTURED_OF_SUPERUSERS[way]
-    with db.connect() as session:
-        run(session, statements, names(conn, owner))
-    told_by_rows(conn, table)
+def test_all_that_was_captured_is_whole(ground):
+    check_integrity(ground.conn)
 
 
-def told_by_rows(conn, table):
-    replay(conn, table)
-    assert covered(conn, table)[0] and gaps(conn, table) == []
-    check_integrity(conn)
-
-
-@pytest.mark.parametrize("way", REFUSED)
-def test_refused(db, conn, owner, way):
-    statements, code = REFUSED[way]
-    before = len(events(conn))
-    with db.connect(user=owner) as session:
+@pytest.mark.parametrize("way", [*REFUSED, *REFUSED_TO_SUPERUSERS])
+def test_refused(old, way):
+    statements, code = {**REFUSED, **REFUSED_TO_SUPERUSERS}[way]
+    before = recorded(old.conn)
+    with old.connect(old.owner if way in REFUSED else "postgres") as session:
         with sqlstate(code):
-            run(session, statements, names(conn, owner))
-    assert len(events(conn)) == before
-    assert gaps(conn, "t") == [] and gaps(conn, "p") == []
-    conn.execute("DELETE FROM t WHERE id = 1; INSERT INTO p VALUES (3, 'x')")
-    replay(conn, "t")
-    replay(conn, "p")
+            run(session, statements, names(old))
+    assert recorded(old.conn) == before
+    assert gaps(old.conn, "t") == [] and gaps(old.conn, "p") == []
+    old.conn.execute("DELETE FROM t WHERE id = 1; INSERT INTO p VALUES (3, 'x')")
+    replay(old.conn, "t")
+    replay(old.conn, "p")
 
 
-@pytest.mark.parametrize("way", REFUSED_TO_SUPERUSERS)
-def test_refused_to_superusers(db, conn, owner, way):
-    statements, code = REFUSED_TO_SUPERUSERS[way]
-    before = events(conn)
-    with db.connect() as session:
-        with sqlstate(code):
-            run(session, statements, names(conn, owner))
-    assert [(e.changeset_id, e.seq) for e in events(conn)] == [(e.changeset_id, e.seq) for e in before]
+def recorded(conn):
+    return conn.execute(
+        "SELECT md5(string_agg(e::text, '' ORDER BY changeset_id, seq)) FROM audit.event e WHERE operation <> 'DDL'"
+    ).fetchone()
 
 
 @pytest.mark.parametrize("way", SHOWN)
-def test_shown(db, conn, owner, way):
+def test_shown(fresh, way):
     statements, table, cause, is_named = SHOWN[way]
-    given = names(conn, owner)
-    with db.connect() as session:
-        run(session, statements, given)
-    found = gaps(conn, table)
+    with fresh.connect() as session:
+        run(session, statements, names(fresh))
+    found = gaps(fresh.conn, table)
     assert any(cause in what and (who == "postgres") == is_named for what, who in found), found
 
 
-def test_dropped_tables_are_recorded(db, conn, owner):
-    with db.connect(user=owner) as session:
+def test_dropped_tables_are_recorded(old):
+    conn, owner = old.conn, old.owner
+    with old.connect(owner) as session:
         session.execute("DROP TABLE t; CREATE TABLE t (id int); INSERT INTO t VALUES (1)")
-    assert conn.execute("SELECT session_role FROM audit.log WHERE action = 'audit.table_dropped' AND resource = 'public.t'").fetchall() == [(owner,)]
-    assert covered(conn, "t") == (False, "not enabled")
-    with db.connect(user=owner) as session:
+        last = "SELECT session_role FROM audit.log WHERE action = 'audit.table_dropped' AND resource = %s ORDER BY position DESC LIMIT 1"
+        assert conn.execute(last, ["public.t"]).fetchone() == (owner,)
+        assert covered(conn, "t") == (False, "not enabled")
         session.execute("DROP OWNED BY CURRENT_USER CASCADE")
     assert actions(conn, "public.p")[-1] == "table_dropped"
 

@@ -129,7 +129,6 @@ def test_partitions(conn):
         ("enabled", "public.p2"),
         ("enabled", "public.p3"),
         ("partition_detached", "public.p1"),
-        ("partition_attached", "public.p1"),
     ]
     assert gaps(conn, "p") == []
     conn.execute("INSERT INTO p VALUES (1), (11), (21); TRUNCATE p1; DELETE FROM p2")
