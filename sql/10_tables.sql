@@ -29,6 +29,9 @@ COMMENT ON TYPE status IS 'Outcome of an event: success; failure, refused by a r
 CREATE TYPE origin AS ENUM ('trigger', 'application', 'isolated', 'failure', 'login', 'ddl', 'snapshot');
 COMMENT ON TYPE origin IS 'What wrote a changeset.';
 
+CREATE TYPE context_trust AS ENUM ('none', 'claimed', 'verified');
+COMMENT ON TYPE context_trust IS 'What the context of a changeset rests on: nothing, as there is none; the word of the session; a token that was checked (audit.set_context_token).';
+
 CREATE TABLE ledger (
     era               int         PRIMARY KEY,
     id                uuid        NOT NULL,
@@ -87,6 +90,7 @@ CREATE TABLE changeset (
     backend_pid      int         NOT NULL,
     client_port      int,
     origin           origin      NOT NULL,
+    context_trust    context_trust NOT NULL,
     id               uuid        NOT NULL,
     salt             uuid,
     events_root      bytea       NOT NULL,
@@ -132,6 +136,7 @@ COMMENT ON COLUMN changeset.application_name IS 'application_name at the first e
 COMMENT ON COLUMN changeset.statement IS 'Text of the client''s statement at the first event; only with audit.log_statement.';
 COMMENT ON COLUMN changeset.context IS 'Further keys: setting audit.context.';
 COMMENT ON COLUMN changeset.origin IS 'What wrote it.';
+COMMENT ON COLUMN changeset.context_trust IS 'What the context rests on: verified where the keys of the context that tokens say (audit.context_claims) are those of a token whose signature was checked, and were set by nothing else since.';
 
 CREATE TABLE event (
     occurred_at  timestamptz NOT NULL,
@@ -192,6 +197,7 @@ CREATE TABLE policy (
     require_context    text[]      NOT NULL DEFAULT '{}',
     skip_unchanged     boolean     NOT NULL DEFAULT false,
     tenant_column      text,
+    require_verified_context boolean NOT NULL DEFAULT false,
     enabled_at         timestamptz NOT NULL DEFAULT now(),
     enabled_by         text        NOT NULL DEFAULT session_user
 );
@@ -206,6 +212,7 @@ COMMENT ON COLUMN policy.soft_delete_column IS 'Column whose becoming true or no
 COMMENT ON COLUMN policy.require_context IS 'Context keys without which a change is refused.';
 COMMENT ON COLUMN policy.skip_unchanged IS 'Whether an UPDATE that changes no recorded column is left out.';
 COMMENT ON COLUMN policy.tenant_column IS 'Column that names the row''s tenant, which counts where the context names none.';
+COMMENT ON COLUMN policy.require_verified_context IS 'Whether a change is refused whose context is not that of a checked token: audit.set_context_token.';
 COMMENT ON COLUMN policy.enabled_at IS 'When auditing began.';
 COMMENT ON COLUMN policy.enabled_by IS 'Session role that enabled it.';
 
@@ -221,6 +228,7 @@ CREATE TABLE schema_policy (
     require_context    text[]      NOT NULL DEFAULT '{}',
     skip_unchanged     boolean     NOT NULL DEFAULT false,
     tenant_column      text,
+    require_verified_context boolean NOT NULL DEFAULT false,
     except_tables      text[]      NOT NULL DEFAULT '{}',
     enabled_at         timestamptz NOT NULL DEFAULT now(),
     enabled_by         text        NOT NULL DEFAULT session_user

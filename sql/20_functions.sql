@@ -93,7 +93,7 @@ BEGIN ATOMIC
     SELECT pg_catalog.jsonb_build_array(
                'audit_ext/changeset/1', c.id, (EXTRACT(epoch FROM c.occurred_at) * 1000000)::bigint, c.era,
                c.position - '0/0'::pg_lsn, c.xid::text, c.user_id, c.tenant_id, c.request_id, c.session_id,
-               c.ip_address, c.user_agent, c.reason, c.context, c.session_role, c.effective_role,
+               c.ip_address, c.user_agent, c.reason, c.context, c.context_trust, c.session_role, c.effective_role,
                c.application_name, c.client_addr, c.client_port, c.backend_pid, c.statement, c.origin,
                c.event_count, pg_catalog.encode(c.events_root, 'hex'))::text
       FROM audit.changeset c
@@ -151,7 +151,7 @@ BEGIN
         EXECUTE pg_catalog.format(
             'CREATE VIEW audit.%I WITH (security_barrier) AS SELECT c.occurred_at, %s FROM %s WHERE %s AND audit.tenant_visible(c.tenant_id)',
             part.name,
-            (SELECT pg_catalog.string_agg(pg_catalog.format('audit.fenced(%s, c.tenant_id) AS %I', expression, name), ', ' ORDER BY n)
+            (SELECT pg_catalog.string_agg(pg_catalog.format(CASE name WHEN 'event_at' THEN '%s AS %I' ELSE 'audit.fenced(%s, c.tenant_id) AS %I' END, expression, name), ', ' ORDER BY n)
                FROM (VALUES
                     (1, 'era', 'c.era'), (2, 'position', 'c.position'), (3, 'command', 'e.command'), (4, 'seq', 'e.seq'),
                     (5, 'changeset_id', 'c.id'), (6, 'user_id', 'c.user_id'), (7, 'tenant_id', 'c.tenant_id'),
@@ -162,9 +162,10 @@ BEGIN
                     (15, 'changed_columns', $x$CASE WHEN e.operation = 'UPDATE' THEN ARRAY(SELECT jsonb_object_keys(e.old_values)) END$x$),
                     (16, 'details', 'e.details'), (17, 'ip_address', 'c.ip_address'), (18, 'user_agent', 'c.user_agent'),
                     (19, 'request_id', 'c.request_id'), (20, 'session_id', 'c.session_id'), (21, 'reason', 'c.reason'),
-                    (22, 'context', 'c.context'), (23, 'session_role', 'c.session_role'), (24, 'effective_role', 'c.effective_role'),
-                    (25, 'application_name', 'c.application_name'), (26, 'client_addr', 'c.client_addr'), (27, 'xid', 'c.xid'),
-                    (28, 'checksum', 'e.checksum'), (29, 'relation_id', 'e.relation_id'), (30, 'event_at', 'e.occurred_at')
+                    (22, 'context', 'c.context'), (23, 'context_trust', 'c.context_trust::text'),
+                    (24, 'session_role', 'c.session_role'), (25, 'effective_role', 'c.effective_role'),
+                    (26, 'application_name', 'c.application_name'), (27, 'client_addr', 'c.client_addr'), (28, 'xid', 'c.xid'),
+                    (29, 'checksum', 'e.checksum'), (30, 'relation_id', 'e.relation_id'), (31, 'event_at', 'e.occurred_at')
                ) AS shown (n, name, expression)),
             part.source, part.condition);
         EXECUTE pg_catalog.format('COMMENT ON VIEW audit.%I IS %L', part.name, part.comment);
@@ -225,12 +226,12 @@ CREATE FUNCTION grant_reader(role regrole) RETURNS void
 AS $$
 BEGIN
     EXECUTE format('GRANT SELECT ON audit.log, audit.changeset, audit.event, audit.relation, audit.local_layout, audit.ledger, audit.entry, audit.tile, audit.checkpoint, audit.cosignature, audit.erasure, audit.policy, audit.schema_policy, audit.action, audit.action_rule, audit.stats, audit.stats_tables, audit.in_transit, audit.tenant_reader, audit.coverage TO %s', role);
-    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.pending_changesets(), audit.changeset_time(uuid), audit.canonical(uuid, int), audit.canonical(uuid), audit.canonical_relation(audit.relation), audit.canonical_ledger(audit.ledger), audit.canonical_seal(text, bigint, timestamptz, xid8, xid8, text), audit.checksum_of(text), audit.verify_event(uuid, int), audit.verify(timestamptz, timestamptz, text), audit.verify_contents(timestamptz, timestamptz), audit.erased(), audit.verify_changesets(timestamptz, timestamptz), audit.verify_entries(timestamptz, timestamptz), audit.verify_tree(text), audit.prove(uuid, int), audit.prove_consistency(bigint), audit.merkle_root(bytea[]), audit.uncatalogued_actions(timestamptz), audit.note_read(text, jsonb), audit.action_rule_errors(timestamptz), audit.queue_state(), audit.table_state(), audit.failure_classes(), audit.bound_tenants(), audit.tenant_visible(text), audit.fenced(anyelement, text) TO %s', role);
-    EXECUTE format('GRANT SELECT ON audit.log_changeset, audit.log_event TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.pending_changesets(), audit.changeset_time(uuid), audit.canonical(uuid, int), audit.canonical(uuid), audit.canonical_relation(audit.relation), audit.canonical_ledger(audit.ledger), audit.canonical_seal(text, bigint, timestamptz, xid8, xid8, text), audit.checksum_of(text), audit.verify_event(uuid, int), audit.verify(timestamptz, timestamptz, text), audit.verify_contents(timestamptz, timestamptz), audit.erased(), audit.unsealed(), audit.event_text(audit.event, text), audit.changeset_text(audit.changeset), audit.verify_changesets(timestamptz, timestamptz), audit.verify_entries(timestamptz, timestamptz), audit.verify_tree(text), audit.prove(uuid, int), audit.prove_consistency(bigint), audit.merkle_root(bytea[]), audit.uncatalogued_actions(timestamptz), audit.note_read(text, jsonb), audit.action_rule_errors(timestamptz), audit.queue_state(), audit.table_state(), audit.failure_classes(), audit.bound_tenants(), audit.reads_everything(), audit.tenant_visible(text), audit.fenced(anyelement, text) TO %s', role);
+    EXECUTE format('GRANT SELECT ON audit.log_changeset, audit.log_event, audit.visible_changeset TO %s', role);
     PERFORM audit.grant_functions(role, '{get_logs,count_logs,user_activity,tenant_activity,failed_logins,statistics,security_events,
-        required,log_filter,log_place,log_cursor,log_partitions,log_windows,next_events,next_changesets,instant_among,
-        history,row_as_of,table_as_of,diff,table_layouts,recorded_layouts,built_in_type,row_key,key_events,same_old_key,is_there,
-        row_changes,log_moment,is_before,recorded_changeset,layout_columns,current_image,images_as_of,known_values,
+        required,log_filter,log_place,log_cursor,log_partitions,log_windows,find_logs,next_events,next_changesets,next_visible,instant_among,content_counts,
+        history,row_as_of,table_as_of,diff,table_layouts,recorded_layouts,built_in_type,row_key,key_events,visible_key_events,same_old_key,is_there,
+        row_changes,log_moment,commits_after,is_before,last_snapshot,recorded_changeset,layout_columns,current_image,images_as_of,known_values,
         undo,undo_changes,sql_literals,sql_condition,present_row,undo_references,key_values,undo_plan,undo_statement,undo_conflict,
         row_key_of,undo_referring,undo_differences,undo_refused,undo_changed_one,undo_verified,undo_context,undo_deferrable,
         trigger_state,last_event,table_gaps,coverage_gaps,audited_first,missing_event_triggers,status}');
@@ -243,7 +244,7 @@ CREATE FUNCTION grant_admin(role regrole) RETURNS void
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean, text), audit.disable(regclass), audit.enable_schema(regnamespace, boolean, text, float8, text[], text[], text, text[], boolean, boolean, text), audit.disable_schema(regnamespace), audit.seal(boolean), audit.add_cosignature(text), audit.erase(regclass, text, text), audit.erase_user(text, text), audit.add_action_rule(regclass, text, text, text[], text, int), audit.drop_action_rule(int), audit.maintain(text, int, int) TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean, text, boolean), audit.disable(regclass), audit.enable_schema(regnamespace, boolean, text, float8, text[], text[], text, text[], boolean, boolean, text, boolean), audit.disable_schema(regnamespace), audit.seal(boolean), audit.add_cosignature(text), audit.erase(regclass, text, text), audit.erase_user(text, text), audit.add_action_rule(regclass, text, text, text[], text, int), audit.drop_action_rule(int), audit.maintain(text, int, int) TO %s', role);
     EXECUTE format('GRANT SELECT ON audit.policy, audit.schema_policy, audit.action, audit.action_rule, audit.coverage TO %s', role);
     PERFORM audit.grant_functions(role, '{trigger_state,last_event,status}');
     EXECUTE format('GRANT INSERT, UPDATE, DELETE ON audit.action TO %s', role);
@@ -251,11 +252,12 @@ END
 $$;
 COMMENT ON FUNCTION grant_admin(regrole) IS 'Lets a role enable and disable auditing of any table, say what its changes mean, and edit the catalog of actions. Reading the log is another right: audit.grant_reader.';
 
-COMMENT ON FUNCTION enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean, text) IS 'Audits a table, its partitions and inheritance children, or changes how. Errors: 42809 for what cannot be audited, 42703 for unknown columns, 22023 for bad options, 55000 for mode async without the library preloaded.';
+COMMENT ON FUNCTION enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean, text, boolean) IS 'Audits a table, its partitions and inheritance children, or changes how. Errors: 42809 for what cannot be audited, 42703 for unknown columns, 22023 for bad options, 55000 for mode async without the library preloaded.';
 COMMENT ON FUNCTION disable(regclass) IS 'Ends auditing of a table and of what follows it. Its records stay. Errors: 55000 where it is not audited or follows another table.';
-COMMENT ON FUNCTION enable_schema(regnamespace, boolean, text, float8, text[], text[], text, text[], boolean, boolean, text) IS 'Audits the tables of a schema, with include_future also those to come. Returns the number of tables.';
+COMMENT ON FUNCTION enable_schema(regnamespace, boolean, text, float8, text[], text[], text, text[], boolean, boolean, text, boolean) IS 'Audits the tables of a schema, with include_future also those to come. Returns the number of tables.';
 COMMENT ON FUNCTION disable_schema(regnamespace) IS 'Ends auditing of the tables of a schema, present and future. Returns the number of tables.';
 COMMENT ON FUNCTION set_context(text, text, text, text, inet, text, text, jsonb, boolean) IS 'Sets the context: who, for whom, from where, why. NULL leaves a value as it is, the empty string clears it. For the transaction, or with is_local => false for the session. Errors: 22023 for a value that is too long or malformed.';
+COMMENT ON FUNCTION set_context_token(text, boolean) IS 'Sets the context to what a signed token (JWT) says, and so to verified: who, for whom, by audit.context_claims; keys of which the token says nothing are cleared. For the transaction, or with is_local => false for the session. Errors: 28000 for a token that does not hold, 22023 for claims that do not fit, 55000 where tokens are not set up, F0000 where the keys cannot be read.';
 COMMENT ON FUNCTION clear_context() IS 'Clears the context of the transaction and of the session.';
 COMMENT ON FUNCTION client_ip(text, text, inet, inet[]) IS 'Address of the client behind proxies: the right-most address of X-Forwarded-For that is no trusted proxy, considered only where the connection comes from one.';
 COMMENT ON FUNCTION seal(boolean) IS 'Appends the changesets of all finished transactions older than any that is under way to the Merkle log, and publishes a checkpoint: a row, NOTIFY audit_checkpoint, a line of the server log. Returns the number of entries. With everything => true, looks at all changesets and not only at recent ones. Errors: 25001 with a shared snapshot, 25006 on a standby, F0000 where the signing key cannot be used, XX001 where the log was altered.';

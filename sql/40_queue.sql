@@ -16,10 +16,11 @@ COMMENT ON COLUMN in_transit.tables IS 'Tables that they are about: at least tho
 REVOKE ALL ON in_transit FROM PUBLIC;
 
 CREATE VIEW stats AS
-    SELECT s.*, f.failures_by_class
+    SELECT s.*, f.failures_by_class, u.changesets AS unsealed_changesets, clock_timestamp() - u.oldest AS seal_lag
       FROM queue_state() s
-     CROSS JOIN (SELECT jsonb_object_agg(class, failures) AS failures_by_class FROM failure_classes()) f;
-COMMENT ON VIEW stats IS 'One row: the audit queue and worker of this database, since stats_reset or the server''s start. Without shared_preload_libraries is_preloaded is false and the numbers are NULL.';
+     CROSS JOIN (SELECT jsonb_object_agg(class, failures) AS failures_by_class FROM failure_classes()) f
+     CROSS JOIN unsealed() u;
+COMMENT ON VIEW stats IS 'One row: the audit queue and worker of this database, since stats_reset or the server''s start. Without shared_preload_libraries is_preloaded is false and the numbers but for those of sealing are NULL.';
 COMMENT ON COLUMN stats.is_preloaded IS 'Whether shared_preload_libraries loads audit_ext: without it there is no queue and no worker.';
 COMMENT ON COLUMN stats.worker_running IS 'Whether a worker is connected to this database. It leaves when there is nothing to do, and comes back by itself.';
 COMMENT ON COLUMN stats.worker_restarts IS 'Workers started after one that ended otherwise than idle.';
@@ -46,6 +47,8 @@ COMMENT ON COLUMN stats.isolated_lost IS 'Isolated events that were not written:
 COMMENT ON COLUMN stats.isolated_late IS 'Isolated events that were not yet written after audit.isolated_timeout. They may have been since.';
 COMMENT ON COLUMN stats.sampled_out IS 'Row changes of committed transactions that sampling left out.';
 COMMENT ON COLUMN stats.audit_errors IS 'Failures of auditing itself: attempts of the worker to write, and errors in sessions that are no fault of theirs.';
+COMMENT ON COLUMN stats.unsealed_changesets IS 'Changesets that are not in the Merkle log yet.';
+COMMENT ON COLUMN stats.seal_lag IS 'How long ago the oldest of them occurred; NULL where there is none.';
 COMMENT ON COLUMN stats.stats_reset IS 'When audit.stats_reset was last called since the server started.';
 
 CREATE VIEW stats_tables AS

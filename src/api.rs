@@ -6,6 +6,7 @@ use pgrx::prelude::*;
 
 use crate::context::Key;
 use crate::error::Error;
+use crate::identity;
 use crate::modes::Mode;
 use crate::pg::args::{InetArray, InetText, JsonbText, RegClass, RegNamespace, Text};
 use crate::pg::guc::CONTEXT_SETTINGS;
@@ -38,6 +39,7 @@ fn enable(
     skip_unchanged: default!(Option<bool>, "false"),
     snapshot: default!(Option<bool>, "false"),
     tenant_column: default!(Option<String>, "NULL"),
+    require_verified_context: default!(Option<bool>, "false"),
 ) {
     let target = required("target", target);
     let options = Options {
@@ -49,6 +51,7 @@ fn enable(
         skip_unchanged: skip_unchanged.unwrap_or(false),
         snapshot: snapshot.unwrap_or(false),
         tenant_column,
+        require_verified_context: require_verified_context.unwrap_or(false),
     };
     report::ok(policies::enable(target.0, &options));
 }
@@ -72,6 +75,7 @@ fn enable_schema(
     skip_unchanged: default!(Option<bool>, "false"),
     snapshot: default!(Option<bool>, "false"),
     tenant_column: default!(Option<String>, "NULL"),
+    require_verified_context: default!(Option<bool>, "false"),
 ) -> i32 {
     let schema = required("schema", schema);
     let options = Options {
@@ -83,6 +87,7 @@ fn enable_schema(
         skip_unchanged: skip_unchanged.unwrap_or(false),
         snapshot: snapshot.unwrap_or(false),
         tenant_column,
+        require_verified_context: require_verified_context.unwrap_or(false),
     };
     report::ok(policies::enable_schema(schema.0, include_future.unwrap_or(true), &options))
 }
@@ -121,6 +126,11 @@ fn set_context(
             CONTEXT_SETTINGS[key as usize].set(&value, is_local);
         }
     }
+}
+
+#[pg_extern(volatile, parallel_unsafe)]
+fn set_context_token(token: Option<Text>, is_local: default!(Option<bool>, "true")) {
+    report::ok(identity::set_context_token(&required("token", token).0, is_local.unwrap_or(true)));
 }
 
 #[pg_extern(volatile, parallel_unsafe)]

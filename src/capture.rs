@@ -101,7 +101,7 @@ pub fn row<R: Route>(layout: &Layout, change: &Change) -> Result<(), Error> {
     let present = begin(layout, change, &mut scratch)?;
     let missing = layout.policy.required.missing_from(present);
     if !missing.is_empty() && change.operation != Operation::Snapshot {
-        return Err(Error::MissingContext { table: layout.resource_text(), keys: missing.names() });
+        return Err(missing.refusal(layout.resource_text()));
     }
     suspension::record()?;
     if !R::takes(layout)? {
@@ -137,7 +137,7 @@ pub fn truncate<R: Route>(layout: &Layout) -> Result<(), Error> {
     let present = transaction::begin_event(Origin::Trigger)?;
     let missing = layout.policy.required.missing_from(present);
     if !missing.is_empty() {
-        return Err(Error::MissingContext { table: layout.resource_text(), keys: missing.names() });
+        return Err(missing.refusal(layout.resource_text()));
     }
     suspension::record()?;
     if !R::takes(layout)? {

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use audit_core::context::ContextError;
+use audit_identity::token::TokenError;
 use pgrx::pg_sys::errcodes::PgSqlErrorCode::{self, *};
 
 use crate::pg::attempt::Failure;
@@ -29,6 +30,18 @@ pub enum Error {
     NoPolicy { table: String },
     /// 55000
     MissingContext { table: String, keys: String },
+    /// 55000
+    UnverifiedContext { table: String },
+    /// 55000
+    NoTokens { problem: &'static str },
+    /// 28000
+    Token(TokenError),
+    /// 22023
+    TokenClaims { problem: String },
+    /// F0000
+    ContextKeys { problem: String },
+    /// 22023
+    Preset { setting: String, problem: String },
     /// 55000
     AppendOnly { table: String },
     /// 55000
@@ -106,6 +119,8 @@ impl Error {
             | Error::NotInstalled
             | Error::NoPolicy { .. }
             | Error::MissingContext { .. }
+            | Error::UnverifiedContext { .. }
+            | Error::NoTokens { .. }
             | Error::AppendOnly { .. }
             | Error::AfterCommit
             | Error::NotPreloaded { .. }
@@ -119,9 +134,12 @@ impl Error {
             Error::NotAuditable { .. } => ERRCODE_WRONG_OBJECT_TYPE,
             Error::NoSuchTable { .. } => ERRCODE_UNDEFINED_TABLE,
             Error::NoSuchColumn { .. } => ERRCODE_UNDEFINED_COLUMN,
-            Error::InvalidOption { .. } | Error::Context(_) | Error::UnknownAction { .. } => {
-                ERRCODE_INVALID_PARAMETER_VALUE
-            }
+            Error::InvalidOption { .. }
+            | Error::Context(_)
+            | Error::TokenClaims { .. }
+            | Error::Preset { .. }
+            | Error::UnknownAction { .. } => ERRCODE_INVALID_PARAMETER_VALUE,
+            Error::Token(_) => ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
             Error::Condition(failure) => failure.code,
             Error::ConditionUses { .. } => ERRCODE_INVALID_OBJECT_DEFINITION,
             Error::NoSuchRule { .. } => ERRCODE_UNDEFINED_OBJECT,
@@ -131,7 +149,7 @@ impl Error {
             Error::LedgerDamaged { .. } => ERRCODE_DATA_CORRUPTED,
             Error::InRecovery => ERRCODE_READ_ONLY_SQL_TRANSACTION,
             Error::SharedSnapshot => ERRCODE_ACTIVE_SQL_TRANSACTION,
-            Error::SigningKey { .. } => ERRCODE_CONFIG_FILE_ERROR,
+            Error::SigningKey { .. } | Error::ContextKeys { .. } => ERRCODE_CONFIG_FILE_ERROR,
             Error::NoSuchEvent { .. } => ERRCODE_NO_DATA_FOUND,
             Error::Checkpoint { .. } => ERRCODE_INVALID_PARAMETER_VALUE,
             Error::IsolatedEvent { .. } => ERRCODE_WARNING,
@@ -171,6 +189,11 @@ impl Error {
                 crate::pg::session::VERSION
             ),
             Error::MissingContext { keys, .. } => format!("Not set: {keys}."),
+            Error::NoTokens { problem } => (*problem).into(),
+            Error::Token(error) => error.to_string(),
+            Error::TokenClaims { problem } | Error::ContextKeys { problem } | Error::Preset { problem, .. } => {
+                problem.clone()
+            }
             Error::Context(error) => error.detail.clone(),
             Error::Condition(failure) => return failure.detail.clone(),
             Error::UnknownAction { .. } => "audit.strict_actions is on.".into(),
@@ -200,6 +223,18 @@ impl Error {
                 "Call audit.enable for the table, or audit.disable to remove the trigger. If this is a restore, set audit.enabled = off for it."
             }
             Error::MissingContext { .. } => "Call audit.set_context in the transaction, before the change.",
+            Error::UnverifiedContext { .. } => {
+                "Call audit.set_context_token in the transaction, before the change, and set none of the token's keys by other means."
+            }
+            Error::NoTokens { .. } => "Set audit.context_keys_file and audit.context_audience in postgresql.conf.",
+            Error::Token(_) => {
+                "Get a new token from the application server; audit.context_audience names its audience."
+            }
+            Error::TokenClaims { .. } => "audit.context_claims says which claim is which key of the context.",
+            Error::ContextKeys { .. } => {
+                "Set audit.context_keys_file to a JWK Set in a file of the server's user, mode 0600."
+            }
+            Error::Preset { .. } => "It is read because of audit.context_preset.",
             Error::AppendOnly { .. } => "Records are never changed or removed.",
             Error::Guarded { .. } => {
                 "Ask an audit administrator, who may call audit.disable; audit.grant_admin makes a role one."
@@ -289,6 +324,14 @@ impl fmt::Display for Error {
             Error::NotPreloaded { what } => write!(f, "{what} need the library audit_ext preloaded"),
             Error::IsolatedEvent { what } => write!(f, "isolated audit event {what}"),
             Error::NullArgument { argument } => write!(f, "argument \"{argument}\" must not be null"),
+            Error::UnverifiedContext { table } => {
+                write!(f, "changes of table {table} require a verified audit context")
+            }
+            Error::NoTokens { .. } => write!(f, "context tokens are not taken here"),
+            Error::Token(_) => write!(f, "context token is refused"),
+            Error::TokenClaims { .. } => write!(f, "context token does not fit the context"),
+            Error::ContextKeys { .. } => write!(f, "cannot read the keys of context tokens"),
+            Error::Preset { setting, .. } => write!(f, "setting \"{setting}\" does not fit the context"),
             Error::Context(error) => write!(f, "{}", error.message),
             Error::LedgerDamaged { .. } => write!(f, "the audit ledger is damaged"),
             Error::InRecovery => write!(f, "cannot seal during recovery"),

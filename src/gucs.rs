@@ -1,8 +1,9 @@
 //! The settings: name, static, definition, accessor. Those of the context are in `context.rs`.
 
 use std::ffi::CString;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::pg::guc::define_track_timing;
+use crate::pg::guc::{define_context_claims, define_context_preset, define_track_timing, has_value};
 use crate::pg::session;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 
@@ -14,6 +15,11 @@ static STRICT_ACTIONS: GucSetting<bool> = GucSetting::<bool>::new(false);
 static LOG_READS: GucSetting<bool> = GucSetting::<bool>::new(false);
 static SIGNING_KEY_FILE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static WITNESS_KEYS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static CONTEXT_KEYS_FILE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static CONTEXT_AUDIENCE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static CONTEXT_CLAIMS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static LOST_CLAIMS: AtomicBool = AtomicBool::new(false);
+static CONTEXT_PRESET: GucSetting<ContextPreset> = GucSetting::<ContextPreset>::new(ContextPreset::Off);
 static LOG_FAILURES: GucSetting<LogFailures> = GucSetting::<LogFailures>::new(LogFailures::Audited);
 static LOG_DDL: GucSetting<bool> = GucSetting::<bool>::new(true);
 static LOG_ROLLBACKS: GucSetting<bool> = GucSetting::<bool>::new(false);
@@ -22,7 +28,19 @@ static QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
 static TRACK_TIMING: GucSetting<bool> = GucSetting::<bool>::new(false);
 static QUEUE_DELAY: GucSetting<i32> = GucSetting::<i32>::new(10);
 static ISOLATED_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5000);
+static SEAL_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 static MAINTENANCE_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(3600);
+
+/// Whose settings the context is taken from, beside our own.
+#[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
+pub enum ContextPreset {
+    #[name = c"off"]
+    Off,
+    #[name = c"postgrest"]
+    Postgrest,
+    #[name = c"hasura"]
+    Hasura,
+}
 
 /// Which failed statements are recorded.
 #[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
@@ -119,6 +137,33 @@ pub fn init() {
         GucContext::Sighup,
         GucFlags::default(),
     );
+    // In the server's configuration alone, as all that follows of the context: a session that chose the keys could sign
+    // for anybody.
+    GucRegistry::define_string_guc(
+        c"audit.context_keys_file",
+        c"File with the keys that context tokens are checked with, a JWK Set; empty: no tokens are taken.",
+        c"Readable by the server's user alone.",
+        &CONTEXT_KEYS_FILE,
+        GucContext::Sighup,
+        GucFlags::SUPERUSER_ONLY,
+    );
+    GucRegistry::define_string_guc(
+        c"audit.context_audience",
+        c"Names that this database goes by in the claim aud of context tokens, of which a token must have one.",
+        c"Separated by commas or spaces.",
+        &CONTEXT_AUDIENCE,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    let had_value = has_value(c"audit.context_claims");
+    define_context_claims(&CONTEXT_CLAIMS);
+    // What connection or role gave before the library was here took the place of what the configuration says, and was
+    // refused just now. The usual mapping may not be the administrator's.
+    if had_value && context_claims().is_none() && !session::is_preloading() {
+        LOST_CLAIMS.store(true, Ordering::Relaxed);
+    }
+    // Off: who has such settings made, and whether others can, is for the administrator to know.
+    define_context_preset(&CONTEXT_PRESET);
     // What an investigator looks for first, and what costs nothing while nothing fails.
     GucRegistry::define_enum_guc(
         c"audit.log_failures",
@@ -203,6 +248,23 @@ pub fn init() {
         GucContext::Sighup,
         GucFlags::UNIT_S,
     );
+    // What is not sealed can be rewritten without a trace: as soon as costs little. Each round that finds something is a
+    // transaction, a checkpoint and a line in the server log.
+    GucRegistry::define_int_guc(
+        c"audit.seal_interval",
+        c"How often a background worker calls audit.seal() in each database where something was written; 0 for never.",
+        c"Needs shared_preload_libraries.",
+        &SEAL_INTERVAL,
+        0,
+        24 * 3600 * 1000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+}
+
+/// Microseconds.
+pub fn seal_interval() -> i64 {
+    i64::from(SEAL_INTERVAL.get()) * 1000
 }
 
 pub fn maintenance_interval_s() -> i32 {
@@ -216,8 +278,36 @@ pub fn signing_key_file() -> Option<String> {
 
 /// The vkeys of the witnesses.
 pub fn witness_keys() -> Vec<String> {
-    let keys = text(&WITNESS_KEYS).unwrap_or_default();
-    keys.split([',', ' ', '\n', '\t']).filter(|key| !key.is_empty()).map(str::to_owned).collect()
+    list(&WITNESS_KEYS)
+}
+
+/// Path of the file, or `None` where no tokens are taken.
+pub fn context_keys_file() -> Option<String> {
+    text(&CONTEXT_KEYS_FILE)
+}
+
+/// The audiences of which a token must name one.
+pub fn context_audience() -> Vec<String> {
+    list(&CONTEXT_AUDIENCE)
+}
+
+/// The mapping of claims, or `None` for the usual one.
+pub fn context_claims() -> Option<String> {
+    text(&CONTEXT_CLAIMS)
+}
+
+/// Whether the configuration may have a mapping that this session does not know.
+pub fn lost_context_claims() -> bool {
+    LOST_CLAIMS.load(Ordering::Relaxed) && context_claims().is_none()
+}
+
+pub fn context_preset() -> ContextPreset {
+    CONTEXT_PRESET.get()
+}
+
+fn list(setting: &GucSetting<Option<CString>>) -> Vec<String> {
+    let names = text(setting).unwrap_or_default();
+    names.split([',', ' ', '\n', '\t']).filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
 fn text(setting: &GucSetting<Option<CString>>) -> Option<String> {

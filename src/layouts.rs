@@ -101,6 +101,7 @@ mod policy_column {
     pub const REQUIRE_CONTEXT: usize = 8;
     pub const SKIP_UNCHANGED: usize = 9;
     pub const TENANT_COLUMN: usize = 10;
+    pub const REQUIRE_VERIFIED_CONTEXT: usize = 11;
 }
 
 /// Columns of audit.relation.
@@ -318,12 +319,16 @@ fn policy_for(description: &Description) -> Result<Policy, Error> {
 impl Policy {
     fn from_row(row: &Row) -> Self {
         let mode = row.bytes(policy_column::MODE).unwrap_or_default();
+        let mut required = Keys::of(&row.texts(policy_column::REQUIRE_CONTEXT));
+        if row.boolean(policy_column::REQUIRE_VERIFIED_CONTEXT).unwrap_or(false) {
+            required.add_verified();
+        }
         Policy {
             mode: Mode::of_policy(&mode, row.float8(policy_column::SAMPLE_RATE).unwrap_or(1.0)),
             excluded: row.texts(policy_column::EXCLUDE_COLUMNS),
             masked: row.texts(policy_column::MASK_COLUMNS),
             soft_delete_column: row.bytes(policy_column::SOFT_DELETE_COLUMN),
-            required: Keys::of(&row.texts(policy_column::REQUIRE_CONTEXT)),
+            required,
             skip_unchanged: row.boolean(policy_column::SKIP_UNCHANGED).unwrap_or(false),
             tenant_column: row.bytes(policy_column::TENANT_COLUMN),
         }

@@ -20,7 +20,9 @@ mod facts;
 mod failures;
 mod guard;
 mod gucs;
+mod identity;
 mod isolated;
+mod key_file;
 mod layouts;
 mod ledger;
 mod logins;
@@ -31,6 +33,8 @@ mod pg;
 mod policies;
 mod queue;
 mod random;
+mod rounds;
+mod sealing;
 mod store;
 mod suspension;
 mod tenants;
@@ -75,6 +79,7 @@ pgrx::extension_sql_file!(
     name = "queue",
     requires = [
         "tables",
+        "ledger",
         api::stats::queue_state,
         api::stats::stats_reset,
         api::stats::table_state,
@@ -97,6 +102,7 @@ pgrx::extension_sql_file!(
         api::enable_schema,
         api::disable_schema,
         api::set_context,
+        api::set_context_token,
         api::clear_context,
         api::client_ip,
         api::merkle_root,

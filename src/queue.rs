@@ -6,12 +6,12 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::rc::Rc;
 
-use audit_core::canonical::{Operation, Origin, Status};
+use audit_core::canonical::{Operation, Origin, Status, Trust};
 use audit_core::jsonb;
 use audit_core::message::{Malformed, Reader, Writer};
 use pgrx::pg_sys::Oid;
 
-use crate::context::{self, Context};
+use crate::context::{Context, Said};
 use crate::error::Error;
 use crate::facts::Author;
 use crate::layouts::Table;
@@ -37,7 +37,7 @@ pub struct Head {
     pub occurred_at: i64,
     pub author: Author,
     pub roles: Roles,
-    pub context: context::Values,
+    pub context: Said,
     pub application_name: Vec<u8>,
     pub statement: Option<Vec<u8>>,
 }
@@ -52,7 +52,7 @@ impl Head {
             occurred_at: session::clock(),
             author: Author::of_session(roles),
             roles,
-            context: context::current_values(),
+            context: Said::now_or_less(),
             application_name: session::application_name().to_vec(),
             statement: if crate::gucs::log_statement() { session::statement() } else { None },
         }
@@ -66,7 +66,7 @@ impl Head {
             occurred_at: session::clock(),
             author: Author::of_nobody(client),
             roles: Roles { session: Oid::INVALID, effective: Oid::INVALID },
-            context: Default::default(),
+            context: Said::nothing(),
             application_name: Vec::new(),
             statement: None,
         }
@@ -94,7 +94,8 @@ impl Head {
             out.optional(name.as_deref())?;
             out.u32(oid.to_u32())?;
         }
-        for value in &self.context {
+        out.u8(self.context.trust as u8)?;
+        for value in &self.context.values {
             out.optional(value.as_deref())?;
         }
         out.string(&self.application_name)?;
@@ -116,7 +117,7 @@ impl Head {
                 position: Some(position),
             },
             roles: changeset.roles,
-            context: changeset.context.values().clone(),
+            context: changeset.context.said().clone(),
             application_name: changeset.facts.application_name.clone(),
             statement: changeset.statement.clone(),
         }
@@ -145,8 +146,9 @@ impl Head {
             Ok((name.or_else(|| has_role.then(|| session::role_name(oid))), oid))
         };
         let (session_role, effective_role) = (role()?, role()?);
-        let mut values = context::Values::default();
-        for value in &mut values {
+        let mut context = Said::nothing();
+        context.trust = *Trust::ALL.get(usize::from(message.u8()?)).ok_or(Malformed)?;
+        for value in &mut context.values {
             *value = message.optional()?.map(<[u8]>::to_vec);
         }
         Ok(Head {
@@ -161,7 +163,7 @@ impl Head {
                 position,
             },
             roles: Roles { session: session_role.1, effective: effective_role.1 },
-            context: values,
+            context,
             application_name: message.string()?.to_vec(),
             statement: message.optional()?.map(<[u8]>::to_vec),
         })
@@ -176,7 +178,7 @@ impl Head {
             occurred_at: session::clock(),
             author: Author::of_failing_session(roles),
             roles,
-            context: context::current_values(),
+            context: Said::now_or_less(),
             application_name: session::application_name().to_vec(),
             statement: if crate::gucs::log_statement() { session::statement() } else { None },
         }

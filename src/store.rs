@@ -1,8 +1,9 @@
 //! Lays out records as tuples of the log's tables (sql/10_tables.sql), in their column order.
 
 use std::cell::Cell;
+use std::ffi::CStr;
 
-use audit_core::canonical::{self, ChangesetRecord, Operation, Origin, Status};
+use audit_core::canonical::{self, ChangesetRecord, Operation, Origin, Status, Trust};
 use audit_core::checksum;
 use pgrx::pg_sys::{BuiltinOid, Oid};
 
@@ -56,6 +57,7 @@ pub static CHANGESET: Definition = Definition {
         ("backend_pid", INT4),
         ("client_port", INT4),
         ("origin", ColumnType::Own(c"origin")),
+        ("context_trust", ColumnType::Own(c"context_trust")),
         ("id", UUID),
         ("salt", UUID),
         ("events_root", BYTEA),
@@ -123,6 +125,7 @@ pub static POLICY: Definition = Definition {
         ("require_context", TEXTS),
         ("skip_unchanged", ColumnType::Core(BuiltinOid::BOOLOID)),
         ("tenant_column", TEXT),
+        ("require_verified_context", ColumnType::Core(BuiltinOid::BOOLOID)),
         ("enabled_at", TIMESTAMPTZ),
         ("enabled_by", TEXT),
     ],
@@ -185,13 +188,14 @@ pub struct SealedEvent<'a> {
     pub checksum: [u8; 32],
 }
 
-/// Oids of the enum labels that events use.
+/// Oids of the enum labels that records use.
 #[derive(Clone, Copy)]
 pub struct Labels {
     generation: u64,
     operations: [Oid; Operation::ALL.len()],
     statuses: [Oid; Status::ALL.len()],
     origins: [Oid; Origin::ALL.len()],
+    trusts: [Oid; Trust::ALL.len()],
 }
 
 thread_local! {
@@ -206,34 +210,36 @@ pub fn labels() -> Result<Labels, Error> {
         return Ok(labels);
     }
     session::check_version()?;
-    let mut labels = Labels {
+    let labels = Labels {
         generation,
-        operations: [Oid::INVALID; Operation::ALL.len()],
-        statuses: [Oid::INVALID; Status::ALL.len()],
-        origins: [Oid::INVALID; Origin::ALL.len()],
+        operations: oids(c"operation", Operation::ALL, Operation::as_str)?,
+        statuses: oids(c"status", Status::ALL, Status::as_str)?,
+        origins: oids(c"origin", Origin::ALL, Origin::as_str)?,
+        trusts: oids(c"context_trust", Trust::ALL, Trust::as_str)?,
     };
-    for (oid, operation) in labels.operations.iter_mut().zip(Operation::ALL) {
-        *oid = label(c"operation", operation.as_str())?;
-    }
-    for (oid, status) in labels.statuses.iter_mut().zip(Status::ALL) {
-        *oid = label(c"status", status.as_str())?;
-    }
-    for (oid, origin) in labels.origins.iter_mut().zip(Origin::ALL) {
-        *oid = label(c"origin", origin.as_str())?;
-    }
     LABELS.set(Some(labels));
     Ok(labels)
 }
 
-fn label(enum_name: &'static std::ffi::CStr, label: &str) -> Result<Oid, Error> {
-    let enum_name_text = || enum_name.to_string_lossy().into_owned();
-    let missing = || Error::LogAltered {
-        table: "event".into(),
-        detail: format!("Enum audit.{} has no label \"{label}\".", enum_name_text()),
-    };
-    let enum_type = catalog::type_oid(enum_name).ok_or_else(missing)?;
-    let label_text = std::ffi::CString::new(label).map_err(|_| missing())?;
-    catalog::enum_label(enum_type, &label_text).ok_or_else(missing)
+/// Oids of the labels, in their order.
+fn oids<T: Copy, const N: usize>(
+    enum_name: &CStr,
+    labels: &[T],
+    name: impl Fn(T) -> &'static str,
+) -> Result<[Oid; N], Error> {
+    let mut oids = [Oid::INVALID; N];
+    catalog::enum_labels(enum_name, |found, oid| {
+        if let Some(index) = labels.iter().position(|&label| name(label).as_bytes() == found) {
+            oids[index] = oid;
+        }
+    });
+    match labels.iter().zip(oids).find(|(_, oid)| *oid == Oid::INVALID) {
+        None => Ok(oids),
+        Some((&label, _)) => Err(Error::LogAltered {
+            table: "event".into(),
+            detail: format!("Enum audit.{} has no label \"{}\".", enum_name.to_string_lossy(), name(label)),
+        }),
+    }
 }
 
 /// Appends the event's tuple to the batch.
@@ -332,6 +338,7 @@ pub fn put_changeset(changeset: &Changeset, closing: Option<Closing>, batch: &mu
     tuple.i32(author.backend_pid)?;
     tuple.i32_or_null(facts.client_port())?;
     tuple.oid(labels.origins[changeset.origin as usize])?;
+    tuple.oid(labels.trusts[context.trust() as usize])?;
     tuple.uuid(&changeset.id)?;
     match closed {
         Some((_, salt, _)) => tuple.uuid(&salt)?,

@@ -17,14 +17,14 @@ use audit_core::message::Writer;
 use audit_core::uuid7;
 use pgrx::pg_sys::Oid;
 
-use crate::context::{Context, Derived, Keys};
+use crate::context::{self, Context, Derived, Keys};
 use crate::error::Error;
 use crate::facts::{Author, Facts};
 use crate::layouts::{self, Table};
 use crate::pending::Pending;
+use crate::pg::log_table;
 use crate::pg::session::{self, Roles};
 use crate::pg::tuple::Batch;
-use crate::pg::{guc, log_table};
 use crate::random::Random;
 use crate::store::Closing;
 use crate::{gucs, store};
@@ -135,7 +135,7 @@ pub enum End {
 
 /// Makes sure that the changeset for the session's context is the current one, and says which keys of the context it has.
 pub fn begin_event(origin: Origin) -> Result<Keys, Error> {
-    begin(origin, guc::generation(), None, Context::current)
+    begin(origin, context::generation(), None, Context::current)
 }
 
 /// As [`begin_event`], for a context that differs from the session's.

@@ -13,11 +13,11 @@ use audit_core::fold::{Decision, Entry};
 use pgrx::pg_sys::Oid;
 
 use crate::error::Error;
-use crate::maintenance::Rounds;
 use crate::pg::catalog::DatabaseRow;
 use crate::pg::shmem::{self, Counter, Database, Departure, Message, Presence, Queue};
 use crate::pg::worker::{self, Failure, Job, Started};
 use crate::pg::{catalog, process, report, session};
+use crate::rounds::Rounds;
 use crate::{alerts, deferred, gucs, logins, queue, transaction};
 
 const MILLISECOND: i64 = 1000;
@@ -58,10 +58,11 @@ pub fn launcher() {
     queue.set_shutting_down(false);
     queue.set_launcher(Some(own));
     let mut launcher = Launcher { queue, to_visit: connectable(), attempts: HashMap::new(), is_starved: false };
-    let mut maintenance = Rounds::begin();
+    let mut rounds = [Rounds::of(Job::Maintenance), Rounds::of(Job::Sealing)];
     while !worker::is_told_to_end() {
         worker::reload_if_asked();
-        let wait_until = [launcher.start_workers(), maintenance.start_next()].into_iter().flatten().min();
+        let due = rounds.iter_mut().filter_map(Rounds::start_next).min();
+        let wait_until = [launcher.start_workers(), due].into_iter().flatten().min();
         let now = session::clock();
         process::wait(wait_until.map(|until| ((until - now) / MILLISECOND + 1).max(1)));
     }

@@ -61,7 +61,7 @@ const EVENT: &str = "jsonb_build_array('audit_ext/event/1', e.changeset_id, e.se
 /// What is hashed of a changeset, as SQL.
 const CHANGESET: &str = "jsonb_build_array('audit_ext/changeset/1', c.id,
     (extract(epoch FROM c.occurred_at) * 1000000)::bigint, c.era, c.position - '0/0'::pg_lsn, c.xid::text, c.user_id,
-    c.tenant_id, c.request_id, c.session_id, c.ip_address, c.user_agent, c.reason, c.context, c.session_role,
+    c.tenant_id, c.request_id, c.session_id, c.ip_address, c.user_agent, c.reason, c.context, c.context_trust, c.session_role,
     c.effective_role, c.application_name, c.client_addr, c.client_port, c.backend_pid, c.statement, c.origin,
     c.event_count, encode(c.events_root, 'hex'))::text";
 

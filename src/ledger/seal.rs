@@ -125,12 +125,17 @@ impl Round {
             &[],
         )?;
         let (from, since) = if self.everything { (0, None) } else { (self.head.sealed_below, self.since()?) };
+        // From sealed_below on nothing is sealed yet, and so need not be looked up.
+        let is_new =
+            if from == 0 { "NOT EXISTS (SELECT FROM audit.entry AS e WHERE e.changeset_id = c.id)" } else { "true" };
         size += self.append(
-            "SELECT $1 + row_number() OVER (ORDER BY c.xid, c.id) - 1, $2, NULL::int, c.id, c.checksum
-               FROM (SELECT DISTINCT ON (xid, id) xid, id, checksum FROM audit.changeset
-                      WHERE era = $2 AND xid >= $3 AND xid < $4 AND occurred_at >= $5
-                      ORDER BY xid, id) AS c
-              WHERE NOT EXISTS (SELECT FROM audit.entry AS e WHERE e.changeset_id = c.id)",
+            &format!(
+                "SELECT $1 + row_number() OVER (ORDER BY c.xid, c.id) - 1, $2, NULL::int, c.id, c.checksum
+                   FROM (SELECT DISTINCT ON (xid, id) xid, id, checksum FROM audit.changeset
+                          WHERE era = $2 AND xid >= $3 AND xid < $4 AND occurred_at >= $5
+                          ORDER BY xid, id) AS c
+                  WHERE {is_new}"
+            ),
             size,
             &[Arg::Xid8(from), Arg::Xid8(self.xmin), Arg::TimestampTz(Some(since.unwrap_or(i64::MIN)))],
         )?;

@@ -55,20 +55,20 @@ pub fn type_oid(name: &CStr) -> Option<pg_sys::Oid> {
     (oid != pg_sys::InvalidOid).then_some(oid)
 }
 
-/// Oid of a label of an enum type.
-pub fn enum_label(enum_type: pg_sys::Oid, label: &CStr) -> Option<pg_sys::Oid> {
-    // SAFETY: a catalog look-up by oid and C string.
-    let oid = unsafe {
-        pg_sys::GetSysCacheOid(
-            pg_sys::SysCacheIdentifier::ENUMTYPOIDNAME as i32,
-            pg_sys::Anum_pg_enum_oid as pg_sys::AttrNumber,
-            pg_sys::Datum::from(enum_type),
-            pg_sys::Datum::from(label.as_ptr()),
-            pg_sys::Datum::from(0usize),
-            pg_sys::Datum::from(0usize),
-        )
-    };
-    (oid != pg_sys::InvalidOid).then_some(oid)
+/// Calls `each` with the labels of one of our enum types and their oids; not at all where there is no such type.
+pub fn enum_labels(name: &CStr, mut each: impl FnMut(&[u8], pg_sys::Oid)) {
+    let Some(enum_type) = type_oid(name) else { return };
+    let none = pg_sys::Datum::from(0usize);
+    // SAFETY: a catalog look-up by oid; the list has so many members, rows of pg_enum, and stays until it is released.
+    unsafe {
+        let cache = pg_sys::SysCacheIdentifier::ENUMTYPOIDNAME as i32;
+        let list = pg_sys::SearchSysCacheList(cache, 1, pg_sys::Datum::from(enum_type), none, none);
+        for member in (*list).members.as_slice((*list).n_members as usize) {
+            let row = &*pg_sys::GETSTRUCT(&raw mut (**member).tuple).cast::<pg_sys::FormData_pg_enum>();
+            each(CStr::from_ptr(row.enumlabel.data.as_ptr()).to_bytes(), row.oid);
+        }
+        pg_sys::ReleaseCatCacheList(list);
+    }
 }
 
 /// The extension's version as CREATE or ALTER EXTENSION left it.

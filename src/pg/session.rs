@@ -210,6 +210,16 @@ pub fn is_standby() -> bool {
     unsafe { pg_sys::RecoveryInProgress() }
 }
 
+/// The next transaction id, if no transaction that has one is under way: while it stays the same, nothing is written.
+pub fn next_xid_if_idle() -> Option<u64> {
+    // SAFETY: reads shared memory, not during recovery. The next one first: a transaction that begins meanwhile is seen as
+    // under way, or changes what the next call returns.
+    unsafe {
+        let next = pg_sys::ReadNextFullTransactionId().value;
+        (pg_sys::GetOldestActiveTransactionId().into_inner() == next as u32).then_some(next)
+    }
+}
+
 pub fn system_identifier() -> u64 {
     // SAFETY: reads shared memory.
     unsafe { pg_sys::GetSystemIdentifier() }
@@ -313,6 +323,25 @@ pub fn to_utf8(text: &[u8]) -> std::borrow::Cow<'_, [u8]> {
         }
         std::borrow::Cow::Owned(CStr::from_ptr(converted).to_bytes().to_vec())
     }
+}
+
+/// UTF-8 in the database's encoding; an ERROR where that lacks a character.
+pub fn of_utf8(text: &[u8]) -> std::borrow::Cow<'_, [u8]> {
+    // SAFETY: as in `to_utf8`.
+    unsafe {
+        let converted =
+            pg_sys::pg_any_to_server(text.as_ptr().cast(), text.len() as i32, pg_sys::pg_enc::PG_UTF8 as i32);
+        if converted.cast_const().cast() == text.as_ptr() {
+            return std::borrow::Cow::Borrowed(text);
+        }
+        std::borrow::Cow::Owned(CStr::from_ptr(converted).to_bytes().to_vec())
+    }
+}
+
+/// When the client's statement began, in PostgreSQL's microseconds.
+pub fn statement_time() -> i64 {
+    // SAFETY: a read of a backend variable.
+    unsafe { pg_sys::GetCurrentStatementStartTimestamp() }
 }
 
 /// Text in the database's encoding, as it is or, where it is none, with what is not ASCII replaced.

@@ -154,6 +154,9 @@ pub struct Database {
     is_dozing: AtomicU32,
     /// Since the area was made, it was looked for what was lost before.
     is_checked: AtomicU32,
+    /// Rounds of sealing in a row that have not succeeded.
+    seal_failures: AtomicU32,
+    seal_again_at: AtomicI64,
     inbox: AtomicU32,
     first: AtomicU32,
     last: AtomicU32,
@@ -709,6 +712,7 @@ impl Database {
         self.departure.store(0, Ordering::Relaxed);
         self.is_dozing.store(0, Ordering::Relaxed);
         self.is_checked.store(0, Ordering::Relaxed);
+        self.sealed();
         self.depth.store(0, Ordering::Relaxed);
         self.reset(0);
         self.set_name(b"");
@@ -816,6 +820,27 @@ impl Database {
 
     pub fn set_checked(&self) {
         self.is_checked.store(1, Ordering::Relaxed);
+    }
+
+    /// Notes an attempt to seal. Returns how many before it have not succeeded.
+    pub fn begin_sealing(&self) -> u32 {
+        self.seal_failures.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The last attempt succeeded.
+    pub fn sealed(&self) {
+        self.seal_failures.store(0, Ordering::Relaxed);
+        self.seal_again_at(0);
+    }
+
+    pub fn seal_again_at(&self, time: i64) {
+        self.seal_again_at.store(time, Ordering::Relaxed);
+    }
+
+    /// When to try again, if the last attempt failed.
+    pub fn seal_due_at(&self) -> Option<i64> {
+        let has_failed = self.seal_failures.load(Ordering::Relaxed) > 0;
+        has_failed.then(|| self.seal_again_at.load(Ordering::Relaxed))
     }
 
     pub fn has_worker(&self) -> bool {

@@ -62,6 +62,8 @@ pub enum Job {
     Queue,
     /// Can be left off at any time.
     Maintenance,
+    /// Likewise.
+    Sealing,
 }
 
 /// A worker that was asked for.
@@ -73,6 +75,7 @@ pub fn start(job: Job, database: pg_sys::Oid) -> Option<Started> {
     let (kind, function) = match job {
         Job::Queue => (c"audit worker", c"audit_worker_main"),
         Job::Maintenance => (c"audit maintenance", c"audit_maintenance_main"),
+        Job::Sealing => (c"audit sealer", c"audit_sealer_main"),
     };
     let name = format!("{} for database {}", kind.to_string_lossy(), database.to_u32());
     let mut worker = describe(&CString::new(name).unwrap_or_default(), kind, function);
@@ -127,16 +130,24 @@ pub unsafe extern "C-unwind" fn audit_maintenance_main(argument: pg_sys::Datum) 
     crate::maintenance::worker(database);
 }
 
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn audit_sealer_main(argument: pg_sys::Datum) {
+    let database = pg_sys::Oid::from(argument.value() as u32);
+    begin(Some((Job::Sealing, database)));
+    crate::sealing::worker(database);
+}
+
 /// Signals, then the connection: without a database only the shared catalogs can be read.
 fn begin(job: Option<(Job, pg_sys::Oid)>) {
     const SIGHUP: i32 = 1;
     const SIGTERM: i32 = 15;
     // SAFETY: this is what a background worker does first (PostgreSQL, contrib/pg_prewarm/autoprewarm.c). SIGTERM sets a
-    // flag and the latch, so that what is in the queue is written before the process ends; maintenance ends at once, as a
+    // flag and the latch, so that what is in the queue is written before the process ends; the others end at once, as a
     // session does.
     unsafe {
         pqsignal(SIGHUP, Some(handlers::SignalHandlerForConfigReload));
-        if matches!(job, Some((Job::Maintenance, _))) {
+        if matches!(job, Some((Job::Maintenance | Job::Sealing, _))) {
             pqsignal(SIGTERM, Some(handlers::die));
         } else {
             pqsignal(SIGTERM, Some(handlers::SignalHandlerForShutdownRequest));

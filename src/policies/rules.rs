@@ -19,6 +19,7 @@ pub struct Options {
     pub skip_unchanged: bool,
     pub snapshot: bool,
     pub tenant_column: Option<String>,
+    pub require_verified_context: bool,
 }
 
 pub(super) fn is_auditable_kind(relation: Relation) -> bool {

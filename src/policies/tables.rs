@@ -240,6 +240,7 @@ pub(super) fn schema_options(relation: Relation) -> Result<Option<Options>, Erro
                 require_context: row.get::<Vec<String>>(6)?.unwrap_or_default(),
                 skip_unchanged: row.get(7)?.unwrap_or(false),
                 tenant_column: row.get(8)?,
+                require_verified_context: row.get(9)?.unwrap_or(false),
                 snapshot: false,
             }))
         },
@@ -286,7 +287,7 @@ pub(super) fn write_policy(target: Oid, inherited_from: Option<Oid>, options: &O
     run(
         &format!(
             "INSERT INTO audit.policy ({OPTIONS}, target, inherited_from)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
              ON CONFLICT (target) DO UPDATE SET inherited_from = excluded.inherited_from, {REPLACE_OPTIONS}"
         ),
         &with_values(options, [oid(target), inherited_from.into()]),
@@ -342,14 +343,15 @@ const SPI_FAILED: Error = Error::Internal("a query on the audit policy failed");
 
 /// The columns that audit.policy and audit.schema_policy share, in the order of [`with_values`].
 const OPTIONS: &str = "mode, sample_rate, exclude_columns, mask_columns, soft_delete_column, require_context,
-    skip_unchanged, tenant_column";
+    skip_unchanged, tenant_column, require_verified_context";
 /// What an upsert does to them.
 const REPLACE_OPTIONS: &str = "mode = excluded.mode, sample_rate = excluded.sample_rate,
     exclude_columns = excluded.exclude_columns, mask_columns = excluded.mask_columns,
     soft_delete_column = excluded.soft_delete_column, require_context = excluded.require_context,
-    skip_unchanged = excluded.skip_unchanged, tenant_column = excluded.tenant_column";
+    skip_unchanged = excluded.skip_unchanged, tenant_column = excluded.tenant_column,
+    require_verified_context = excluded.require_verified_context";
 
-/// The values of [`OPTIONS`], $1 to $8, and others after them.
+/// The values of [`OPTIONS`], $1 to $9, and others after them.
 fn with_values<'a, const N: usize>(options: &Options, others: [DatumWithOid<'a>; N]) -> Vec<DatumWithOid<'a>> {
     let mut values: Vec<DatumWithOid> = vec![
         options.mode.name().into(),
@@ -360,6 +362,7 @@ fn with_values<'a, const N: usize>(options: &Options, others: [DatumWithOid<'a>;
         options.require_context.clone().into(),
         options.skip_unchanged.into(),
         options.tenant_column.clone().into(),
+        options.require_verified_context.into(),
     ];
     values.extend(others);
     values
@@ -384,7 +387,7 @@ pub(super) fn write_schema_policy(
     run(
         &format!(
             "INSERT INTO audit.schema_policy ({OPTIONS}, schema_name, schema_id, include_future)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
              ON CONFLICT (schema_name) DO UPDATE SET schema_id = excluded.schema_id,
                 include_future = excluded.include_future, {REPLACE_OPTIONS}"
         ),

@@ -327,7 +327,7 @@ EVENTS = """
 CHANGESETS = """
     SELECT c.id, """ + MICROSECONDS % "c" + """, c.era, (c.position - '0/0'::pg_lsn)::text, c.xid::text, c.user_id,
            c.tenant_id, c.request_id, c.session_id, to_jsonb(c.ip_address) #>> '{}', c.user_agent, c.reason,
-           c.context::text, c.session_role, c.effective_role, c.application_name, to_jsonb(c.client_addr) #>> '{}',
+           c.context::text, c.context_trust::text, c.session_role, c.effective_role, c.application_name, to_jsonb(c.client_addr) #>> '{}',
            c.client_port, c.backend_pid, c.statement, c.origin::text, c.event_count, c.events_root, c.salt, c.checksum
       FROM audit.changeset c
      WHERE %(since)s::timestamptz IS NULL OR c.occurred_at >= %(since)s
@@ -383,7 +383,7 @@ def check_integrity(conn, since=None, ask_extension=True):
     by_transaction = defaultdict(list)
     changeset_ids = set()
     for (changeset_id, at, era, position, xid, user_id, tenant_id, request_id, session_id, ip_address, user_agent,
-         reason, context, session_role, effective_role, application_name, client_addr, client_port, backend_pid,
+         reason, context, context_trust, session_role, effective_role, application_name, client_addr, client_port, backend_pid,
          statement, origin, event_count, events_root, salt, stored) in changeset_rows:
         where = "changeset %s" % changeset_id
         changeset_ids.add(changeset_id)
@@ -395,8 +395,8 @@ def check_integrity(conn, since=None, ask_extension=True):
         assert position is not None, where + ": position"
         canonical = jsonb_array(["audit_ext/changeset/1", str(changeset_id), at, era, _raw(position), xid, user_id,
                                  tenant_id, request_id, session_id, ip_address, user_agent, reason, _raw(context),
-                                 session_role, effective_role, application_name, client_addr, client_port,
-                                 backend_pid, statement, origin, event_count, events_root.hex()])
+                                 context_trust, session_role, effective_role, application_name, client_addr,
+                                 client_port, backend_pid, statement, origin, event_count, events_root.hex()])
         assert checksum(salt, canonical) == stored, "%s: checksum; canonical form %.2000s" % (where, canonical)
         if ask_extension:
             assert changeset_texts[changeset_id] == canonical, "%s: audit.canonical says %.2000s instead of %.2000s" % (

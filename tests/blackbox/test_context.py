@@ -13,8 +13,8 @@ from auditlib import connect_like, events, sqlstate
 STRINGS = ["user_id", "tenant_id", "request_id", "session_id", "user_agent", "reason"]
 
 LOG_COLUMNS = """occurred_at era position command seq changeset_id user_id tenant_id action operation resource resource_id
-    status old_row new_row changed_columns details ip_address user_agent request_id session_id reason context session_role
-    effective_role application_name client_addr xid checksum relation_id event_at""".split()
+    status old_row new_row changed_columns details ip_address user_agent request_id session_id reason context context_trust
+    session_role effective_role application_name client_addr xid checksum relation_id event_at""".split()
 
 
 @pytest.fixture

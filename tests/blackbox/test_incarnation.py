@@ -3,6 +3,7 @@ the old one. There are never two histories under one origin."""
 
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from ledgerlib import assert_intact, audit_verify, last_note, seal
@@ -195,3 +196,71 @@ def test_point_in_time_recovery(new_cluster):
             assert findings == [("checkpoint inconsistent",)]
     finally:
         cluster.run([cluster.bin("pg_ctl"), "stop", "-D", folder, "-m", "immediate"], check=False)
+
+
+def test_synchronous_standby(standby):
+    """What is published is on the synchronous standby, also where those who wrote it did not wait for that."""
+    primary, folder, port = standby
+    with primary.connect() as conn, primary.connect() as sealer, primary.connect() as listener:
+        notes = []
+        listener.add_notify_handler(lambda notice: notes.append(Note(notice.payload).size))
+        listener.execute("LISTEN audit_checkpoint")
+        conn.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+        conn.execute("SELECT pg_reload_conf()")
+        wait_for(lambda: conn.execute("SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'").fetchone())
+        seal(sealer)
+        listener.execute("SELECT 1")
+        notes.clear()
+        kept = last_note(conn)
+        primary.run([primary.bin("pg_ctl"), "stop", "-D", folder, "-m", "fast", "-w"])
+        conn.execute("SET synchronous_commit = local; UPDATE t SET v = 'not there yet' WHERE id = 5")
+        published = primary.log.count("audit checkpoint:")
+        with ThreadPoolExecutor() as pool:
+            sealing = pool.submit(seal, sealer)
+            wait_for(lambda: conn.execute(
+                "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND wait_event = 'SyncRep'", [sealer.info.backend_pid]).fetchone())
+            assert last_note(conn) == kept and not sealing.done()
+            assert primary.log.count("audit checkpoint:") == published
+            listener.execute("SELECT 1")
+            assert notes == []
+            primary.run([primary.bin("pg_ctl"), "start", "-D", folder, "-w", "-l", folder / "log"], capture=False)
+            size = sealing.result(timeout=60)
+        assert Note(last_note(conn)).size == size
+        wait_for(lambda: primary.log.count("audit checkpoint:") == published + 1)
+        wait_for(lambda: listener.execute("SELECT 1") and notes)
+        assert notes == [size]
+        kept = last_note(conn)
+        # The primary is lost there and then.
+        primary.kill9()
+    primary.run([primary.bin("pg_ctl"), "promote", "-D", folder, "-w"])
+    with primary.connect(port=port) as other:
+        assert other.execute("SELECT v FROM t WHERE id = 5").fetchone() == ("not there yet",)
+        assert_intact(other, kept)
+        other.execute("SET synchronous_commit = local")
+        other.execute("ALTER SYSTEM RESET synchronous_standby_names")
+        other.execute("SELECT pg_reload_conf()")
+        wait_for(lambda: other.execute("SHOW synchronous_standby_names").fetchone() == ("",))
+        assert_new_ledger(other, kept)
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_published_is_durable(new_cluster):
+    """Also where those who wrote it did not wait for the disk: after a crash the checkpoint still holds."""
+    cluster = new_cluster({"synchronous_commit": "off", "wal_writer_delay": "10s", "fsync": "on"})
+    with cluster.connect() as conn:
+        prepare(conn)
+        for i in range(20):
+            conn.execute("UPDATE t SET v = v || 'x' WHERE id = %s", [i + 1])
+        size = seal(conn)
+        kept = last_note(conn)
+    cluster.kill9()
+    cluster.start()
+    with cluster.connect() as conn:
+        assert Note(last_note(conn)).size == size
+        assert_intact(conn, kept)

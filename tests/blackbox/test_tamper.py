@@ -101,6 +101,7 @@ OTHER = {
     "audit.operation": "CASE {c} WHEN 'UPDATE' THEN 'INSERT' ELSE 'UPDATE' END::audit.operation",
     "audit.status": "'failure'::audit.status",
     "audit.origin": "'login'::audit.origin",
+    "audit.context_trust": "CASE {c} WHEN 'none' THEN 'verified' ELSE 'none' END::audit.context_trust",
 }
 ROWS = {
     "event": EVENT,
@@ -129,7 +130,7 @@ def columns():
                 break
 
 
-TYPES = {"int": "integer", "operation": "audit.operation", "status": "audit.status", "origin": "audit.origin"}
+TYPES = {"int": "integer"} | {name: f"audit.{name}" for name in ("operation", "status", "origin", "context_trust")}
 
 
 @pytest.mark.parametrize("table, column, kind", [pytest.param(*c, id=f"{c[0]}.{c[1]}") for c in columns()])
@@ -239,7 +240,7 @@ ATTACKS = {
         "changeset added",
     ),
     "changeset added into the past": (
-        "INSERT INTO audit.changeset SELECT occurred_at, position, xid, era, 0, backend_pid, client_port, origin,"
+        "INSERT INTO audit.changeset SELECT occurred_at, position, xid, era, 0, backend_pid, client_port, origin, context_trust,"
         " '01a1fe66-8dd0-78ee-87e8-000000000000', salt, events_root, checksum, user_id FROM audit.changeset"
         f" WHERE ctid = {CHANGESET}; UPDATE audit.changeset SET events_root = sha256(''), occurred_at ="
         " audit.changeset_time(id) WHERE event_count = 0; UPDATE audit.changeset SET checksum = sha256(uuid_send(salt) ||"
@@ -285,6 +286,38 @@ ATTACKS = {
         "UPDATE audit.checkpoint SET root_hash = sha256('forged'), note = split_part(note, E'\\n', 1) || E'\\n' || tree_size"
         " || E'\\n' || encode(sha256('forged'), 'base64') || E'\\n'",
         "root altered",
+    ),
+    "a partition detached": ("ALTER TABLE audit.event DETACH PARTITION audit.event_default", "event removed"),
+    "salt and content removed without an erasure": (
+        f"UPDATE audit.event SET salt = NULL, row_image = NULL WHERE ctid = {EVENT}",
+        "event altered",
+    ),
+    "salt of a transaction removed without an erasure": (
+        f"UPDATE audit.changeset SET salt = NULL, user_id = NULL WHERE ctid = {CHANGESET}",
+        "changeset altered",
+    ),
+    "sealing made out to have reached less far": (
+        "UPDATE audit.checkpoint SET sealed_below = '3' WHERE tree_size = (SELECT max(tree_size) FROM audit.checkpoint)",
+        "checkpoint altered",
+    ),
+    "two entries exchange their changesets": (
+        "CREATE TEMP TABLE two AS SELECT index, changeset_id FROM audit.entry WHERE index IN (21, 22);"
+        " UPDATE audit.entry SET changeset_id = gen_random_uuid() WHERE index = 21;"
+        " UPDATE audit.entry SET changeset_id = (SELECT changeset_id FROM two WHERE index = 21) WHERE index = 22;"
+        " UPDATE audit.entry SET changeset_id = (SELECT changeset_id FROM two WHERE index = 22) WHERE index = 21",
+        "changeset altered",
+    ),
+    "a transaction moved in time with its events": (
+        f"UPDATE audit.event SET occurred_at = occurred_at + interval '1 hour' WHERE changeset_id IN ({WHOSE.replace('::text', '')});"
+        f" UPDATE audit.changeset SET occurred_at = occurred_at + interval '1 hour' WHERE ctid = {CHANGESET}",
+        "event altered",
+    ),
+    "entries given to another era": ("UPDATE audit.entry SET era = 2", "ledger removed"),
+    "a cosignature made up": (
+        "INSERT INTO audit.cosignature SELECT max(tree_size), 1, 'w.example.com+752cf3a6+BGzlJIH9Eogx+Cww0qoiiWsw4iVON2val46a/oVJ1nXv',"
+        " '— w.example.com jWbPPwAAAABkGFDLEZMHwSRaJNiIDoe9DYn/zXcrtPHeolMI5OWXEhZCB9dlrDJsX3b2oyin1nPZqhf5nNo0xUe+mbIUBkBIfZ+qnA=='"
+        " FROM audit.checkpoint",
+        "cosignature",
     ),
     "emptied": (
         "DELETE FROM audit.event; DELETE FROM audit.changeset; DELETE FROM audit.entry; DELETE FROM audit.tile;"

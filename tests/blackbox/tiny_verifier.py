@@ -22,7 +22,7 @@ EVENT_FIELDS = (
 ).split()
 CHANGESET_FIELDS = (
     "id occurred_at era position xid user_id tenant_id request_id session_id ip_address user_agent reason context"
-    " session_role effective_role application_name client_addr client_port backend_pid statement origin event_count"
+    " context_trust session_role effective_role application_name client_addr client_port backend_pid statement origin event_count"
     " events_root"
 ).split()
 
@@ -113,7 +113,7 @@ SELECT e.changeset_id, e.seq, e.command, e.occurred_at, e.relation_id, r.schema_
 """
 CHANGESETS = """
 SELECT id, occurred_at, era, position::text, xid::text, user_id, tenant_id, request_id, session_id, abbrev(ip_address),
-       user_agent, reason, context::text, session_role, effective_role, application_name, abbrev(client_addr),
+       user_agent, reason, context::text, context_trust::text, session_role, effective_role, application_name, abbrev(client_addr),
        client_port, backend_pid, statement, origin::text, event_count, encode(events_root, 'hex'), salt, checksum
   FROM audit.changeset
  ORDER BY id
@@ -405,7 +405,7 @@ def proof_problems(text, keys=()):
         event, changeset = (parse_json(inner[part]["canonical"]) for part in ("event", "changeset"))
         digests = [checksum(uuid.UUID(inner[p]["salt"]), inner[p]["canonical"]) for p in ("event", "changeset")]
         inner_path = [decode(hash) for hash in inner["path"]]
-        events_root, count = bytes.fromhex(changeset[23]), int(changeset[22])
+        events_root, count = bytes.fromhex(changeset[24]), int(changeset[23])
         inner_index, index = inner["index"], int(index.removeprefix("index "))
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError) as error:
         return [f"malformed: {error!r}"]

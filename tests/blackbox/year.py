@@ -253,14 +253,14 @@ class Year:
         conn.execute("SELECT setval('audit.relation_id_seq', %s)", [len(relations)])
         with conn.cursor() as cursor:
             with cursor.copy(
-                "COPY audit.changeset (occurred_at, position, xid, era, event_count, backend_pid, origin, id, salt, events_root,"
+                "COPY audit.changeset (occurred_at, position, xid, era, event_count, backend_pid, origin, context_trust, id, salt, events_root,"
                 " checksum, user_id, tenant_id, request_id, ip_address, session_role, effective_role) FROM STDIN"
             ) as copy:
                 for n, c in enumerate(self.changesets):
                     digest = rf"\x{hashlib.sha256(c.id.bytes).hexdigest()}"
                     copy.write_row([
                         c.at.isoformat(), f"{c.position >> 32:X}/{c.position & 0xFFFFFFFF:X}", str(n + 1000), 1, len(c.events),
-                        4242, c.origin, c.id, c.id, digest, digest, c.user_id, c.tenant_id, c.request_id, c.ip_address, "app",
+                        4242, c.origin, "claimed", c.id, c.id, digest, digest, c.user_id, c.tenant_id, c.request_id, c.ip_address, "app",
                         "app",
                     ])  # fmt: skip
             with cursor.copy(

@@ -113,6 +113,18 @@ named! {
     }
 }
 
+named! {
+    /// What the context of a changeset rests on.
+    Trust {
+        /// There is none.
+        None = "none",
+        /// The word of the session.
+        Claimed = "claimed",
+        /// A token that was checked.
+        Verified = "verified",
+    }
+}
+
 /// The fields of an event, in their canonical order. Texts are in the server encoding; images are the text of JSONB.
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs, reason = "the columns of audit.event")]
@@ -148,6 +160,7 @@ pub struct ContextRecord<'a> {
     pub reason: Option<&'a [u8]>,
     /// Text of JSONB.
     pub context: Option<&'a [u8]>,
+    pub context_trust: Trust,
 }
 
 /// The fields of a changeset that tell of the database session. Texts are in the server encoding.
@@ -268,7 +281,7 @@ pub fn event(record: &EventRecord<'_>, out: &mut Vec<u8>) -> Result<()> {
     buf::push(fields.out, b']')
 }
 
-/// Writes the fields from `user_id` to `context`, each after a comma, in place of what `out` held. A session has the same
+/// Writes the fields from `user_id` to `context_trust`, each after a comma, in place of what `out` held. A session has the same
 /// for many changesets.
 pub fn context(record: &ContextRecord<'_>, out: &mut Vec<u8>) -> Result<()> {
     out.clear();
@@ -284,7 +297,8 @@ pub fn context(record: &ContextRecord<'_>, out: &mut Vec<u8>) -> Result<()> {
     ] {
         fields.string(text)?;
     }
-    fields.json(record.context)
+    fields.json(record.context)?;
+    fields.plain(record.context_trust.as_str().as_bytes())
 }
 
 /// Writes the fields from `session_role` to `backend_pid`, each after a comma, in place of what `out` held.
@@ -303,8 +317,8 @@ pub fn session(record: &SessionRecord<'_>, out: &mut Vec<u8>) -> Result<()> {
 
 /// Writes the canonical text of a changeset in place of what `out` held:
 /// `jsonb_build_array('audit_ext/changeset/1', id, occurred_at, era, position, xid, user_id, tenant_id, request_id,
-/// session_id, ip_address, user_agent, reason, context, session_role, effective_role, application_name, client_addr,
-/// client_port, backend_pid, statement, origin, event_count, events_root)::text`, where `xid` and the addresses are text
+/// session_id, ip_address, user_agent, reason, context, context_trust, session_role, effective_role, application_name,
+/// client_addr, client_port, backend_pid, statement, origin, event_count, events_root)::text`, where `xid` and the addresses are text
 /// and `events_root` is hexadecimal.
 pub fn changeset(record: &ChangesetRecord<'_>, out: &mut Vec<u8>) -> Result<()> {
     out.clear();
@@ -409,6 +423,7 @@ mod tests {
                 user_agent: Some(b"agent"),
                 reason: Some("weil's sein muß".as_bytes()),
                 context: Some(b"{\"a\": [1, 2], \"b\": 1}"),
+                context_trust: Trust::Verified,
             },
             &mut context_text,
         )
@@ -452,8 +467,8 @@ mod tests {
             a_changeset(Some(0x16_B374_D848), None),
             "[\"audit_ext/changeset/1\", \"018c2f6e-7d3a-7123-8abc-0123456789ab\", 1701576306123456, 2, 97500059720, \
              \"18446744073709551610\", \"erika\", \"tenant \\\"1\\\"\", null, \"tab\\there\", \"192.0.2.1/32\", \"agent\", \
-             \"weil's sein muß\", {\"a\": [1, 2], \"b\": 1}, \"postgres\", \"app\", \"psql\", null, null, 4242, \
-             \"UPDATE x\", \"trigger\", 5, \"2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881\"]"
+             \"weil's sein muß\", {\"a\": [1, 2], \"b\": 1}, \"verified\", \"postgres\", \"app\", \"psql\", null, null, \
+             4242, \"UPDATE x\", \"trigger\", 5, \"2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881\"]"
         );
     }
 
@@ -474,6 +489,9 @@ mod tests {
         }
         for origin in Origin::ALL {
             assert_eq!(origin.as_str().parse(), Ok(*origin));
+        }
+        for trust in Trust::ALL {
+            assert_eq!(trust.as_str().parse(), Ok(*trust));
         }
         assert_eq!("insert".parse::<Operation>(), Err(UnknownName));
         assert_eq!(UnknownName.to_string(), "unknown name");

@@ -93,12 +93,12 @@ impl EventProof {
         let event = checksum(&self.inner.event)?;
         let changeset = checksum(&self.inner.changeset)?;
         let event_fields = fields(&self.inner.event, "audit_ext/event/1", 16)?;
-        let changeset_fields = fields(&self.inner.changeset, "audit_ext/changeset/1", 24)?;
+        let changeset_fields = fields(&self.inner.changeset, "audit_ext/changeset/1", 25)?;
         if event_fields[1] != changeset_fields[1] {
             return Err(Error::InvalidProof("the event names another changeset"));
         }
-        let count = changeset_fields[22].as_u64().ok_or(Error::InvalidProof("the changeset's event_count"))?;
-        let root = changeset_fields[23].as_str().and_then(from_hex);
+        let count = changeset_fields[23].as_u64().ok_or(Error::InvalidProof("the changeset's event_count"))?;
+        let root = changeset_fields[24].as_str().and_then(from_hex);
         let root = root.ok_or(Error::InvalidProof("the changeset's events_root"))?;
         let path: Option<Vec<Hash>> = self.inner.path.iter().map(|hash| decode(hash)).collect();
         let path = path.ok_or(Error::MalformedProof("path of the event"))?;
@@ -276,7 +276,7 @@ mod tests {
         let leaves = [entry(0), checksum(&event).unwrap(), entry(2)];
         let root: String =
             merkle::root(leaves.iter().copied()).unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
-        let nulls = "null, ".repeat(16);
+        let nulls = "null, ".repeat(17);
         let canonical = format!(r#"["audit_ext/changeset/1", "id", 5, 1, 77, "742", {nulls}3, "{root}"]"#);
         let changeset = Record { salt: salt.into(), canonical };
         let entries = [entry(7), checksum(&changeset).unwrap(), entry(8), entry(9)];

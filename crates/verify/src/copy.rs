@@ -1,60 +1,60 @@
-//! PostgreSQL's COPY text format: rows as lines, columns between tabs, `\N` for NULL, backslash escapes.
+//! PostgreSQL's binary COPY format: a header, then rows of columns, each with its length and the bytes of its type's send
+//! function. Numbers are big-endian; a time is microseconds since 2000.
 
-use std::io::BufRead;
+use std::io::{ErrorKind, Read};
 
 use anyhow::{Context, Result, bail};
+
+const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
+const READING: &str = "reading from the database";
+
+/// Reads what stands before the rows.
+pub fn header(source: &mut impl Read) -> Result<()> {
+    let mut head = [0; SIGNATURE.len() + 8];
+    source.read_exact(&mut head).context(READING)?;
+    if !head.starts_with(SIGNATURE) || head[SIGNATURE.len()..] != [0; 8] {
+        bail!("the database sends another format than COPY's binary one");
+    }
+    Ok(())
+}
 
 /// The columns of a row, as bytes; `None` is NULL.
 #[derive(Default)]
 pub struct Row {
-    line: Vec<u8>,
     data: Vec<u8>,
     ends: Vec<Option<(usize, usize)>>,
 }
 
 impl Row {
-    /// Reads the next line; false at the end.
-    pub fn read(&mut self, source: &mut impl BufRead) -> Result<bool> {
-        self.line.clear();
-        if source.read_until(b'\n', &mut self.line).context("reading from the database")? == 0 {
-            return Ok(false);
-        }
-        if self.line.pop() != Some(b'\n') {
-            bail!("a row from the database is cut off");
-        }
-        self.split()?;
-        Ok(true)
-    }
-
-    fn split(&mut self) -> Result<()> {
+    /// Reads the next row; false at the end.
+    pub fn read(&mut self, source: &mut impl Read) -> Result<bool> {
         self.data.clear();
         self.ends.clear();
-        for column in self.line.split(|&byte| byte == b'\t') {
-            if column == b"\\N" {
+        let mut count = [0; 2];
+        source.read_exact(&mut count).context(READING)?;
+        let count = i16::from_be_bytes(count);
+        if count < 0 {
+            // The server may still have an error to tell.
+            return match source.read(&mut [0]) {
+                Ok(0) => Ok(false),
+                Ok(_) => bail!("the database sends more than it said"),
+                Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(false),
+                Err(error) => Err(error).context(READING),
+            };
+        }
+        for _ in 0..count {
+            let mut length = [0; 4];
+            source.read_exact(&mut length).context(READING)?;
+            let Ok(length) = usize::try_from(i32::from_be_bytes(length)) else {
                 self.ends.push(None);
                 continue;
-            }
+            };
             let start = self.data.len();
-            let mut bytes = column.iter();
-            while let Some(&byte) = bytes.next() {
-                if byte != b'\\' {
-                    self.data.push(byte);
-                    continue;
-                }
-                match bytes.next() {
-                    Some(b'b') => self.data.push(8),
-                    Some(b'f') => self.data.push(12),
-                    Some(b'n') => self.data.push(b'\n'),
-                    Some(b'r') => self.data.push(b'\r'),
-                    Some(b't') => self.data.push(b'\t'),
-                    Some(b'v') => self.data.push(11),
-                    Some(&other) => self.data.push(other),
-                    None => bail!("a row from the database ends in a backslash"),
-                }
-            }
-            self.ends.push(Some((start, self.data.len())));
+            self.data.resize(start + length, 0);
+            source.read_exact(&mut self.data[start..]).context(READING)?;
+            self.ends.push(Some((start, start + length)));
         }
-        Ok(())
+        Ok(true)
     }
 
     pub fn bytes(&self, column: usize) -> Option<&[u8]> {
@@ -65,51 +65,83 @@ impl Row {
         self.bytes(column).and_then(|bytes| std::str::from_utf8(bytes).ok())
     }
 
+    /// A smallint, int, bigint or timestamptz.
     pub fn integer(&self, column: usize) -> Option<i64> {
-        self.text(column)?.parse().ok()
+        integer(self.bytes(column)?)
     }
 
-    /// A bytea in hexadecimal, without a prefix.
-    pub fn hex(&self, column: usize) -> Option<Vec<u8>> {
-        from_hex(self.bytes(column)?)
+    /// An xid8 or pg_lsn.
+    pub fn unsigned(&self, column: usize) -> Option<u64> {
+        Some(u64::from_be_bytes(self.bytes(column)?.try_into().ok()?))
     }
 
     pub fn hash(&self, column: usize) -> Option<[u8; 32]> {
-        self.hex(column)?.try_into().ok()
+        self.bytes(column)?.try_into().ok()
     }
 
-    /// A UUID in its usual form.
     pub fn uuid(&self, column: usize) -> Option<[u8; 16]> {
-        let digits: Vec<u8> = self.bytes(column)?.iter().copied().filter(|byte| *byte != b'-').collect();
-        from_hex(&digits)?.try_into().ok()
+        self.bytes(column)?.try_into().ok()
+    }
+
+    /// The text of a jsonb.
+    pub fn json(&self, column: usize) -> Option<&[u8]> {
+        self.bytes(column).and_then(json)
     }
 }
 
-fn from_hex(digits: &[u8]) -> Option<Vec<u8>> {
-    let value = |digit: u8| char::from(digit).to_digit(16).map(|value| value as u8);
-    if !digits.len().is_multiple_of(2) {
-        return None;
+/// A smallint, int or bigint.
+pub fn integer(bytes: &[u8]) -> Option<i64> {
+    match *bytes {
+        [a, b] => Some(i16::from_be_bytes([a, b]).into()),
+        [a, b, c, d] => Some(i32::from_be_bytes([a, b, c, d]).into()),
+        _ => Some(i64::from_be_bytes(bytes.try_into().ok()?)),
     }
-    digits.chunks_exact(2).map(|pair| Some(value(pair[0])? << 4 | value(pair[1])?)).collect()
+}
+
+/// The text of a jsonb; a version stands before it.
+pub fn json(bytes: &[u8]) -> Option<&[u8]> {
+    bytes.strip_prefix(&[1])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn sent(rows: &[&[Option<&[u8]>]]) -> Vec<u8> {
+        let mut out = SIGNATURE.to_vec();
+        out.extend_from_slice(&[0; 8]);
+        for row in rows {
+            out.extend_from_slice(&(row.len() as i16).to_be_bytes());
+            for column in *row {
+                match column {
+                    None => out.extend_from_slice(&(-1i32).to_be_bytes()),
+                    Some(bytes) => {
+                        out.extend_from_slice(&(bytes.len() as i32).to_be_bytes());
+                        out.extend_from_slice(bytes);
+                    }
+                }
+            }
+        }
+        out.extend_from_slice(&(-1i16).to_be_bytes());
+        out
+    }
+
     #[test]
-    fn escapes_and_nulls() {
+    fn columns_and_nulls() {
+        let bytes = sent(&[&[Some(b"a"), None, Some(b""), Some(&[255, 255, 255, 254])], &[Some(&[1, b'{', b'}'])]]);
+        let mut source = &bytes[..];
+        header(&mut source).unwrap();
         let mut row = Row::default();
-        let mut source = &b"a\\tb\\\\\\nc\t\\N\t\t00ff\n\\\\N\n"[..];
         assert!(row.read(&mut source).unwrap());
-        assert_eq!(row.text(0), Some("a\tb\\\nc"));
-        assert_eq!(row.bytes(1), None);
-        assert_eq!(row.bytes(2), Some(&b""[..]));
-        assert_eq!(row.hex(3), Some(vec![0, 255]));
-        assert_eq!(row.bytes(4), None);
+        assert_eq!((row.text(0), row.bytes(1), row.bytes(2)), (Some("a"), None, Some(&b""[..])));
+        assert_eq!((row.integer(3), row.integer(0), row.bytes(4)), (Some(-2), None, None));
         assert!(row.read(&mut source).unwrap());
-        assert_eq!(row.text(0), Some("\\N"));
+        assert_eq!(row.json(0), Some(&b"{}"[..]));
         assert!(!row.read(&mut source).unwrap());
-        assert!(row.read(&mut &b"cut"[..]).is_err());
+        let mut cut = &bytes[..bytes.len() - 3];
+        header(&mut cut).unwrap();
+        assert!(row.read(&mut cut).unwrap());
+        assert!(row.read(&mut cut).is_err());
+        assert!(header(&mut &b"PGCOPX"[..]).is_err());
     }
 }

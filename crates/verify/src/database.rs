@@ -1,7 +1,6 @@
-//! Reading the log's tables: one snapshot, SELECT alone.
+//! Reading the log's tables: one snapshot for all connections, SELECT alone.
 
 use std::cell::RefCell;
-use std::io::BufReader;
 
 use anyhow::{Context, Result};
 use audit_core::merkle::leaf_hash;
@@ -10,43 +9,83 @@ use audit_ledger::proof::check_consistency;
 use audit_ledger::tiles::{Log, TileSource, path};
 use audit_ledger::tree::TILE_WIDTH;
 use audit_ledger::{Error, Hash};
-use postgres::{Client, NoTls};
+use postgres::{Client, CopyOutReader};
 
-use crate::copy::Row;
+use crate::connection;
+use crate::copy::{self, Row};
 
 pub struct Database {
     client: RefCell<Client>,
 }
 
-/// A ledger and its last checkpoint.
+/// A ledger.
 pub struct Ledger {
     pub era: i32,
     pub origin: String,
 }
 
+/// What the other connections need to see the same.
+pub struct Snapshot {
+    dsn: String,
+    id: String,
+}
+
+/// The rows of a query.
+pub struct Rows<'a> {
+    reader: CopyOutReader<'a>,
+    row: Row,
+    is_begun: bool,
+    is_done: bool,
+}
+
+impl Rows<'_> {
+    /// The next row; `None` at the end.
+    pub fn next(&mut self) -> Result<Option<&Row>> {
+        if !self.is_begun {
+            copy::header(&mut self.reader)?;
+            self.is_begun = true;
+        }
+        self.is_done = self.is_done || !self.row.read(&mut self.reader)?;
+        Ok((!self.is_done).then_some(&self.row))
+    }
+}
+
+const BEGIN: &str = "SET search_path = pg_catalog; SET client_encoding = 'UTF8'; SET work_mem = '64MB'; SET jit = off;
+     SET statement_timeout = 0; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
 impl Database {
     /// Connects, and begins a transaction with one snapshot for all that is read.
     pub fn connect(dsn: &str) -> Result<Self> {
-        let mut client = Client::connect(dsn, NoTls).context("connecting to the database")?;
-        client
-            .batch_execute(
-                "SET search_path = pg_catalog; SET client_encoding = 'UTF8'; SET TimeZone = 'UTC'; SET DateStyle = 'ISO';
-                 SET IntervalStyle = 'postgres'; SET work_mem = '64MB'; SET jit = off; SET statement_timeout = 0;
-                 BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
-            )
-            .context("beginning to read")?;
+        let mut client = connection::connect(dsn)?;
+        client.batch_execute(BEGIN).context("beginning to read")?;
         Ok(Database { client: RefCell::new(client) })
     }
 
-    /// Calls `each` for every row of a query. The query must not be one that `each` runs another on the same connection
-    /// in.
+    /// This connection's snapshot, which lasts as long as it.
+    pub fn snapshot(&self, dsn: &str) -> Result<Snapshot> {
+        let row = self.client.borrow_mut().query_one("SELECT pg_export_snapshot()", &[]);
+        Ok(Snapshot { dsn: dsn.to_owned(), id: row.context("beginning to read")?.get(0) })
+    }
+
+    /// Another connection that sees the same.
+    pub fn beside(snapshot: &Snapshot) -> Result<Self> {
+        let database = Self::connect(&snapshot.dsn)?;
+        let query = format!("SET TRANSACTION SNAPSHOT '{}'", snapshot.id);
+        database.client.borrow_mut().batch_execute(&query).context("beginning to read")?;
+        Ok(database)
+    }
+
+    /// The rows of a query, one by one.
+    pub fn open(&mut self, query: &str) -> Result<Rows<'_>> {
+        open(self.client.get_mut(), query)
+    }
+
+    /// Calls `each` for every row of a query. It must not run another on the same connection.
     pub fn stream(&self, query: &str, mut each: impl FnMut(&Row) -> Result<()>) -> Result<()> {
         let mut client = self.client.borrow_mut();
-        let reader = client.copy_out(&format!("COPY ({query}) TO STDOUT")).context("reading the log")?;
-        let mut reader = BufReader::with_capacity(1 << 18, reader);
-        let mut row = Row::default();
-        while row.read(&mut reader)? {
-            each(&row)?;
+        let mut rows = open(&mut client, query)?;
+        while let Some(row) = rows.next()? {
+            each(row)?;
         }
         Ok(())
     }
@@ -61,12 +100,18 @@ impl Database {
         Ok(rows)
     }
 
+    /// The first row's number.
+    pub fn number(&self, query: &str) -> Result<i64> {
+        let rows = self.rows(query, |row| row.integer(0))?;
+        rows.first().copied().context("a query of the log gave no row")
+    }
+
     /// About how many rows a table has, for the progress bar.
     pub fn estimate(&self, table: &str) -> u64 {
         let query = format!(
-            "SELECT greatest(0, sum(reltuples)::bigint) FROM pg_class JOIN pg_partition_tree('audit.{table}') ON relid = oid WHERE isleaf"
+            "SELECT coalesce(sum(greatest(reltuples, 0)), 0)::bigint FROM pg_class JOIN pg_partition_tree('audit.{table}') ON relid = oid WHERE isleaf"
         );
-        self.rows(&query, |row| row.integer(0)).ok().and_then(|rows| rows.first().copied()).unwrap_or(0) as u64
+        self.number(&query).unwrap_or(0).max(0) as u64
     }
 
     pub fn ledgers(&self) -> Result<Vec<Ledger>> {
@@ -107,6 +152,11 @@ impl Database {
     }
 }
 
+fn open<'a>(client: &'a mut Client, query: &str) -> Result<Rows<'a>> {
+    let reader = client.copy_out(&format!("COPY ({query}) TO STDOUT (FORMAT binary)")).context("reading the log")?;
+    Ok(Rows { reader, row: Row::default(), is_begun: false, is_done: false })
+}
+
 /// The tiles of a ledger in the database.
 pub struct Tiles<'a> {
     pub database: &'a Database,
@@ -116,23 +166,24 @@ pub struct Tiles<'a> {
 impl TileSource for Tiles<'_> {
     fn tile(&self, level: u8, index: u64, width: usize) -> Result<Vec<Hash>, Error> {
         let era = self.era;
-        let complete = format!(
-            "SELECT encode(hashes, 'hex') FROM audit.tile WHERE era = {era} AND level = {level} AND index = {index}"
-        );
+        let complete =
+            format!("SELECT hashes FROM audit.tile WHERE era = {era} AND level = {level} AND index = {index}");
         let (first, end) = (index * TILE_WIDTH as u64, index * TILE_WIDTH as u64 + width as u64);
         let parts = match level {
             0 => format!(
-                "SELECT encode(checksum, 'hex') FROM audit.entry
+                "SELECT checksum FROM audit.entry
                   WHERE era = {era} AND index >= {first} AND index < {end} ORDER BY index"
             ),
             _ => format!(
-                "SELECT encode(root, 'hex') FROM audit.tile
+                "SELECT root FROM audit.tile
                   WHERE era = {era} AND level = {} AND index >= {first} AND index < {end} ORDER BY index",
                 level - 1
             ),
         };
         let read = || -> Result<Vec<Hash>> {
-            if let Some(bytes) = self.database.rows(&complete, |row| row.hex(0))?.into_iter().next() {
+            if let Some(bytes) =
+                self.database.rows(&complete, |row| row.bytes(0).map(<[u8]>::to_vec))?.into_iter().next()
+            {
                 return Ok(bytes.chunks_exact(32).take(width).filter_map(|hash| hash.try_into().ok()).collect());
             }
             let hashes = self.database.rows(&parts, |row| row.hash(0))?;

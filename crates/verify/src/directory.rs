@@ -23,10 +23,8 @@ pub fn export(dsn: &str, directory: &Path) -> Result<Report> {
     let size = head.checkpoint.size;
     let mut tree = Tree::new();
     let mut bundle = Vec::new();
-    let query = format!(
-        "SELECT encode(checksum, 'hex') FROM audit.entry WHERE era = {} AND index < {size} ORDER BY index",
-        ledger.era
-    );
+    let query =
+        format!("SELECT checksum FROM audit.entry WHERE era = {} AND index < {size} ORDER BY index", ledger.era);
     database.stream(&query, |row| {
         let entry = row.hash(0).context("an entry has not 32 bytes")?;
         bundle.extend_from_slice(&ENTRY_BYTES.to_be_bytes());

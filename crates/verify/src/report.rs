@@ -43,6 +43,14 @@ impl Report {
         }
     }
 
+    /// Adds what another part of the same check found.
+    pub fn absorb(&mut self, part: Report) {
+        self.order.extend(part.order);
+        self.checked.extend(part.checked);
+        self.findings.extend(part.findings);
+        self.notes.extend(part.notes);
+    }
+
     pub fn finding(&mut self, finding: &str, changeset_id: Option<&str>, seq: Option<i64>, detail: impl Into<String>) {
         self.findings.push(Finding {
             finding: finding.to_owned(),

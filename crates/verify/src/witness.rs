@@ -13,8 +13,8 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use crate::database::Database;
-use crate::files;
 use crate::report::Report;
+use crate::{connection, files};
 
 #[derive(Args)]
 pub struct Arguments {
@@ -84,8 +84,7 @@ pub fn run(arguments: &Arguments) -> Result<Report> {
     // The state first: a witness must never sign what it does not remember.
     files::replace(&arguments.state, serde_json::to_string_pretty(&state)?.as_bytes())?;
     if arguments.submit {
-        let mut client =
-            postgres::Client::connect(&arguments.dsn, postgres::NoTls).context("connecting to the database")?;
+        let mut client = connection::connect(&arguments.dsn)?;
         for note in &cosigned {
             client.execute("SELECT audit.add_cosignature($1)", &[note]).context("submitting the cosignature")?;
         }

@@ -18,8 +18,8 @@ SELECT audit.set_context(user_id => 'ann', tenant_id => 'other', request_id => '
 DELETE FROM account WHERE id = 2;
 COMMIT;
 -- An event of an application, as audit.log_event would write it.
-INSERT INTO audit.changeset (occurred_at, position, xid, era, event_count, backend_pid, origin, id, salt, events_root, checksum, user_id, ip_address)
-SELECT at, '0/1', '7', 1, 1, 1, 'application', '00000000-0000-7000-8000-000000000001', gen_random_uuid(), '', '', 'eve', '198.51.100.1'
+INSERT INTO audit.changeset (occurred_at, position, xid, era, event_count, backend_pid, origin, context_trust, id, salt, events_root, checksum, user_id, ip_address)
+SELECT at, '0/1', '7', 1, 1, 1, 'application', 'claimed', '00000000-0000-7000-8000-000000000001', gen_random_uuid(), '', '', 'eve', '198.51.100.1'
   FROM (SELECT clock_timestamp() AS at) AS now;
 INSERT INTO audit.event (occurred_at, seq, command, operation, status, changeset_id, checksum, action, resource, resource_id, details)
 SELECT occurred_at, 0, 0, 'APPLICATION', 'failure', id, '', 'auth.login_failed', 'user', 'eve', '{"reason": "bad password"}'
