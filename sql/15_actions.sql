@@ -44,7 +44,23 @@ INSERT INTO action (name, category, is_security, is_standard, description) VALUE
     ('branch.deactivated',          'branch',         false, true, 'A branch was deactivated.'),
     ('settings.updated',            'settings',       false, true, 'Settings were changed.'),
     ('audit.capture_suspended',     'audit',          true,  true, 'Changes went unrecorded while audit.enabled was off.'),
-    ('audit.read',                  'audit',          false, true, 'The log was read: audit.log_reads.');
+    ('audit.read',                  'audit',          false, true, 'The log was read: audit.log_reads.'),
+    ('audit.enabled',               'audit',          true,  true, 'Auditing of a table began.'),
+    ('audit.disabled',              'audit',          true,  true, 'Auditing of a table ended.'),
+    ('audit.options_changed',       'audit',          true,  true, 'A table is audited in another way.'),
+    ('audit.trigger_disabled',      'audit',          true,  true, 'An administrator disabled audit triggers: changes go unrecorded.'),
+    ('audit.trigger_dropped',       'audit',          true,  true, 'An administrator dropped an audit trigger: changes go unrecorded.'),
+    ('audit.triggers_restored',     'audit',          true,  true, 'Audit triggers that were missing or disabled are in place again.'),
+    ('audit.partition_attached',    'audit',          false, true, 'An audited table became a partition or child of another one.'),
+    ('audit.partition_detached',    'audit',          false, true, 'An audited partition or child became a table of its own.'),
+    ('audit.table_altered',         'audit',          false, true, 'DDL on an audited table.'),
+    ('audit.table_renamed',         'audit',          true,  true, 'An audited table has another name or schema.'),
+    ('audit.table_rewritten',       'audit',          false, true, 'ALTER TABLE rewrote an audited table.'),
+    ('audit.table_dropped',         'audit',          true,  true, 'An audited table was dropped.'),
+    ('audit.owner_changed',         'audit',          true,  true, 'An audited table has another owner.'),
+    ('audit.schema_enabled',        'audit',          true,  true, 'Auditing of a schema''s tables was asked for.'),
+    ('audit.schema_disabled',       'audit',          true,  true, 'Auditing of a schema''s tables was ended.'),
+    ('audit.object_altered',        'audit',          true,  true, 'An object of the extension was altered or dropped.');
 
 -- A dump carries the users' own actions; the standard ones come with the extension, so they must stay as they came.
 CREATE FUNCTION keep_standard_actions() RETURNS trigger

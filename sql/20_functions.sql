@@ -10,11 +10,19 @@ COMMENT ON FUNCTION append_only() IS 'Refuses UPDATE, DELETE and TRUNCATE of the
 
 CREATE FUNCTION ddl_command_end() RETURNS event_trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'audit_ddl_command_end';
-COMMENT ON FUNCTION ddl_command_end() IS 'Audits partitions, children and tables of enabled schemas as they come, and keeps detached partitions audited.';
+COMMENT ON FUNCTION ddl_command_end() IS 'Audits partitions, children and tables of enabled schemas as they come, keeps detached partitions audited, and records DDL on audited tables.';
+
+CREATE FUNCTION ddl_command_start() RETURNS event_trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'audit_ddl_command_start';
+COMMENT ON FUNCTION ddl_command_start() IS 'Refuses with 42501 to disable, drop, rename or replace an audit trigger to whoever may not call audit.disable.';
+
+CREATE FUNCTION table_rewrite() RETURNS event_trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'audit_table_rewrite';
+COMMENT ON FUNCTION table_rewrite() IS 'Notes tables whose rows ALTER TABLE gives other values, so that these are recorded.';
 
 CREATE FUNCTION sql_drop() RETURNS event_trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'audit_sql_drop';
-COMMENT ON FUNCTION sql_drop() IS 'Forgets the policies of tables and schemas that are dropped.';
+COMMENT ON FUNCTION sql_drop() IS 'Forgets the policies of tables and schemas that are dropped, and records what was dropped of audited tables.';
 
 -- The log is append-only: for the statement as such, and for each row reached another way. Row triggers are cloned to
 -- partitions, present and future; statement triggers stand on the partition too.
@@ -217,7 +225,7 @@ CREATE FUNCTION grant_reader(role regrole) RETURNS void
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    EXECUTE format('GRANT SELECT ON audit.log, audit.changeset, audit.event, audit.relation, audit.local_layout, audit.ledger, audit.entry, audit.tile, audit.checkpoint, audit.cosignature, audit.erasure, audit.policy, audit.schema_policy, audit.action, audit.action_rule, audit.stats, audit.stats_tables, audit.in_transit, audit.tenant_reader TO %s', role);
+    EXECUTE format('GRANT SELECT ON audit.log, audit.changeset, audit.event, audit.relation, audit.local_layout, audit.ledger, audit.entry, audit.tile, audit.checkpoint, audit.cosignature, audit.erasure, audit.policy, audit.schema_policy, audit.action, audit.action_rule, audit.stats, audit.stats_tables, audit.in_transit, audit.tenant_reader, audit.coverage TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION audit.pending_changesets(), audit.changeset_time(uuid), audit.canonical(uuid, int), audit.canonical(uuid), audit.canonical_relation(audit.relation), audit.canonical_ledger(audit.ledger), audit.canonical_seal(text, bigint, timestamptz, xid8, xid8, text), audit.checksum_of(text), audit.verify_event(uuid, int), audit.verify(timestamptz, timestamptz, text), audit.verify_contents(timestamptz, timestamptz), audit.erased(), audit.unsealed(), audit.event_text(audit.event, text), audit.changeset_text(audit.changeset), audit.verify_changesets(timestamptz, timestamptz), audit.verify_entries(timestamptz, timestamptz), audit.verify_tree(text), audit.prove(uuid, int), audit.prove_consistency(bigint), audit.merkle_root(bytea[]), audit.uncatalogued_actions(timestamptz), audit.note_read(text, jsonb), audit.action_rule_errors(timestamptz), audit.queue_state(), audit.table_state(), audit.failure_classes(), audit.bound_tenants(), audit.reads_everything(), audit.tenant_visible(text), audit.fenced(anyelement, text) TO %s', role);
     EXECUTE format('GRANT SELECT ON audit.log_changeset, audit.log_event, audit.visible_changeset TO %s', role);
     PERFORM audit.grant_functions(role, '{get_logs,count_logs,user_activity,tenant_activity,failed_logins,statistics,security_events,
@@ -225,7 +233,8 @@ BEGIN
         history,row_as_of,table_as_of,diff,table_layouts,recorded_layouts,built_in_type,row_key,key_events,visible_key_events,same_old_key,is_there,
         row_changes,log_moment,commits_after,is_before,last_snapshot,recorded_changeset,layout_columns,current_image,images_as_of,known_values,
         undo,undo_changes,sql_literals,sql_condition,present_row,undo_references,key_values,undo_plan,undo_statement,undo_conflict,
-        row_key_of,undo_referring,undo_differences,undo_refused,undo_changed_one,undo_verified,undo_context,undo_deferrable}');
+        row_key_of,undo_referring,undo_differences,undo_refused,undo_changed_one,undo_verified,undo_context,undo_deferrable,
+        trigger_state,last_event,table_gaps,coverage_gaps,audited_first,missing_event_triggers,status}');
 END
 $$;
 COMMENT ON FUNCTION grant_reader(regrole) IS 'Lets a role read the log and check its records.';
@@ -236,7 +245,8 @@ CREATE FUNCTION grant_admin(role regrole) RETURNS void
 AS $$
 BEGIN
     EXECUTE format('GRANT EXECUTE ON FUNCTION audit.enable(regclass, text, float8, text[], text[], text, text[], boolean, boolean, text, boolean), audit.disable(regclass), audit.enable_schema(regnamespace, boolean, text, float8, text[], text[], text, text[], boolean, boolean, text, boolean), audit.disable_schema(regnamespace), audit.seal(boolean), audit.add_cosignature(text), audit.erase(regclass, text, text), audit.erase_user(text, text), audit.add_action_rule(regclass, text, text, text[], text, int), audit.drop_action_rule(int), audit.maintain(text, int, int) TO %s', role);
-    EXECUTE format('GRANT SELECT ON audit.policy, audit.schema_policy, audit.action, audit.action_rule TO %s', role);
+    EXECUTE format('GRANT SELECT ON audit.policy, audit.schema_policy, audit.action, audit.action_rule, audit.coverage TO %s', role);
+    PERFORM audit.grant_functions(role, '{trigger_state,last_event,status}');
     EXECUTE format('GRANT INSERT, UPDATE, DELETE ON audit.action TO %s', role);
 END
 $$;

@@ -9,10 +9,19 @@ GRANT EXECUTE ON FUNCTION log_event(text, text, text, jsonb, text, boolean), log
 GRANT EXECUTE ON FUNCTION capture() TO PUBLIC;
 
 -- Last, so that they do not see this script.
+CREATE EVENT TRIGGER audit_ddl_command_start ON ddl_command_start
+    WHEN TAG IN ('ALTER TABLE', 'ALTER FOREIGN TABLE', 'CREATE TRIGGER', 'ALTER TRIGGER', 'DROP TRIGGER', 'DROP TABLE',
+                 'ALTER EXTENSION', 'DROP EXTENSION', 'DROP SCHEMA', 'ALTER SCHEMA')
+    EXECUTE FUNCTION ddl_command_start();
+ALTER EVENT TRIGGER audit_ddl_command_start ENABLE ALWAYS;
 CREATE EVENT TRIGGER audit_ddl_command_end ON ddl_command_end
     WHEN TAG IN ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'ALTER TABLE', 'CREATE FOREIGN TABLE',
-                 'ALTER FOREIGN TABLE', 'CREATE SCHEMA', 'ALTER SCHEMA', 'IMPORT FOREIGN SCHEMA')
+                 'ALTER FOREIGN TABLE', 'CREATE SCHEMA', 'ALTER SCHEMA', 'IMPORT FOREIGN SCHEMA',
+                 'CREATE TRIGGER', 'ALTER TRIGGER', 'CREATE RULE', 'ALTER RULE', 'CREATE POLICY', 'ALTER POLICY',
+                 'CREATE INDEX', 'CREATE FUNCTION', 'ALTER FUNCTION', 'CREATE VIEW', 'ALTER VIEW', 'ALTER EXTENSION')
     EXECUTE FUNCTION ddl_command_end();
 ALTER EVENT TRIGGER audit_ddl_command_end ENABLE ALWAYS;
+CREATE EVENT TRIGGER audit_table_rewrite ON table_rewrite EXECUTE FUNCTION table_rewrite();
+ALTER EVENT TRIGGER audit_table_rewrite ENABLE ALWAYS;
 CREATE EVENT TRIGGER audit_sql_drop ON sql_drop EXECUTE FUNCTION sql_drop();
 ALTER EVENT TRIGGER audit_sql_drop ENABLE ALWAYS;

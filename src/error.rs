@@ -52,6 +52,8 @@ pub enum Error {
     WrongTrigger,
     /// 39P03
     NotAnEventTrigger,
+    /// 42501
+    Guarded { what: String },
     /// 42809
     NotAuditable { table: String, what: &'static str, hint: &'static str },
     /// 42P01
@@ -128,6 +130,7 @@ impl Error {
             | Error::Inherited { .. } => ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             Error::NotATrigger | Error::WrongTrigger => ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
             Error::NotAnEventTrigger => ERRCODE_E_R_I_E_EVENT_TRIGGER_PROTOCOL_VIOLATED,
+            Error::Guarded { .. } => ERRCODE_INSUFFICIENT_PRIVILEGE,
             Error::NotAuditable { .. } => ERRCODE_WRONG_OBJECT_TYPE,
             Error::NoSuchTable { .. } => ERRCODE_UNDEFINED_TABLE,
             Error::NoSuchColumn { .. } => ERRCODE_UNDEFINED_COLUMN,
@@ -233,6 +236,9 @@ impl Error {
             }
             Error::Preset { .. } => "It is read because of audit.context_preset.",
             Error::AppendOnly { .. } => "Records are never changed or removed.",
+            Error::Guarded { .. } => {
+                "Ask an audit administrator, who may call audit.disable; audit.grant_admin makes a role one."
+            }
             Error::NotAuditable { hint, .. } => hint,
             Error::NotEnabled { .. } => "audit.policy lists the audited tables.",
             Error::Inherited { .. } => "Call audit.disable for the table it follows.",
@@ -296,6 +302,7 @@ impl fmt::Display for Error {
             Error::NoPolicy { table } => write!(f, "table {table} has an audit trigger but no audit policy"),
             Error::MissingContext { table, .. } => write!(f, "changes of table {table} require an audit context"),
             Error::AppendOnly { table } => write!(f, "{table} is append-only"),
+            Error::Guarded { what } => write!(f, "must be an audit administrator to {what}"),
             Error::AfterCommit => write!(f, "audited change after the transaction's audit record was closed"),
             Error::NotATrigger => write!(f, "the function was not called as a trigger"),
             Error::WrongTrigger => {

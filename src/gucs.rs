@@ -21,6 +21,7 @@ static CONTEXT_CLAIMS: GucSetting<Option<CString>> = GucSetting::<Option<CString
 static LOST_CLAIMS: AtomicBool = AtomicBool::new(false);
 static CONTEXT_PRESET: GucSetting<ContextPreset> = GucSetting::<ContextPreset>::new(ContextPreset::Off);
 static LOG_FAILURES: GucSetting<LogFailures> = GucSetting::<LogFailures>::new(LogFailures::Audited);
+static LOG_DDL: GucSetting<bool> = GucSetting::<bool>::new(true);
 static LOG_ROLLBACKS: GucSetting<bool> = GucSetting::<bool>::new(false);
 static LOG_LOGINS: GucSetting<LogLogins> = GucSetting::<LogLogins>::new(LogLogins::Failed);
 static QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
@@ -181,6 +182,16 @@ pub fn init() {
         GucContext::Suset,
         GucFlags::default(),
     );
+    // On: what interrupts auditing is what an auditor asks for. In the server's configuration alone: a session that could
+    // switch it off could hide what it does to auditing.
+    GucRegistry::define_bool_guc(
+        c"audit.log_ddl",
+        c"Records DDL on audited tables, and what begins, changes, interrupts or ends their auditing.",
+        c"Off, audit.coverage_gaps cannot vouch for the time.",
+        &LOG_DDL,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
     // Off: applications roll back as a matter of course.
     GucRegistry::define_bool_guc(
         c"audit.log_rollbacks",
@@ -309,6 +320,10 @@ pub fn log_failures() -> LogFailures {
 
 pub fn log_logins() -> LogLogins {
     LOG_LOGINS.get()
+}
+
+pub fn log_ddl() -> bool {
+    LOG_DDL.get()
 }
 
 pub fn log_rollbacks() -> bool {

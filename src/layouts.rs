@@ -335,6 +335,34 @@ impl Policy {
     }
 }
 
+/// A table as the last layout of it names it.
+pub struct Named {
+    pub oid: Oid,
+    pub relation_id: i32,
+    pub resource: Vec<u8>,
+    canonical: Vec<u8>,
+}
+
+impl Named {
+    pub fn table(&self) -> Table<'_> {
+        Table { oid: self.oid, relation_id: self.relation_id, canonical: &self.canonical }
+    }
+}
+
+/// The last layout of a table that was written in this database; the table may be gone.
+pub fn last_written(table: Oid) -> Result<Option<Named>, Error> {
+    let Some(relation_id) = local_layouts(table)?.into_iter().max() else { return Ok(None) };
+    let mut names = None;
+    catalog::scan(&store::RELATION, c"relation_pkey", relation_column::ID as i16, relation_id, |row| {
+        let name = |column| row.bytes(column).unwrap_or_default();
+        names = Some([relation_column::SCHEMA_NAME, relation_column::TABLE_NAME, relation_column::RESOURCE].map(name));
+    })?;
+    let Some([schema, name, resource]) = names else { return Ok(None) };
+    let mut canonical = Vec::new();
+    canonical::layout(relation_id, &schema, &name, &mut canonical)?;
+    Ok(Some(Named { oid: table, relation_id, resource, canonical }))
+}
+
 /// The id of this layout in audit.relation, where it is written first if it is new.
 ///
 /// Two sessions that meet a new layout at the same time both write it; either row says the same.

@@ -11,12 +11,14 @@ mod api;
 mod application;
 mod capture;
 mod context;
+mod coverage;
 mod datetime;
 mod ddl;
 mod deferred;
 mod error;
 mod facts;
 mod failures;
+mod guard;
 mod gucs;
 mod identity;
 mod isolated;
@@ -118,6 +120,7 @@ pgrx::extension_sql_file!("../sql/30_reading.sql", name = "reading", requires = 
 pgrx::extension_sql_file!("../sql/32_history.sql", name = "history", requires = ["reading"]);
 pgrx::extension_sql_file!("../sql/34_time_travel.sql", name = "time_travel", requires = ["history"]);
 pgrx::extension_sql_file!("../sql/36_undo.sql", name = "undo", requires = ["time_travel"]);
+pgrx::extension_sql_file!("../sql/45_coverage.sql", name = "coverage", requires = ["history", "queue"]);
 pgrx::extension_sql_file!("../sql/50_maintenance.sql", name = "maintenance", requires = ["reading"]);
 pgrx::extension_sql_file!("../sql/90_rights.sql", name = "rights", finalize);
 

@@ -6,6 +6,7 @@
 use pgrx::pg_sys::{self, Oid};
 
 use crate::action_rules::Rules;
+use crate::coverage::{self, Change, Details, Standing, action};
 use crate::error::Error;
 use crate::pg::env::{self, Env};
 use crate::pg::relation::{self, Opened, is_locked_by_us, with_descendants};
@@ -15,17 +16,21 @@ use crate::{failures, layouts, store, trigger};
 
 mod actions;
 mod rules;
+mod standing;
 mod tables;
 
 pub use actions::{NewRule, add_action_rule, drop_action_rule};
 pub use rules::Options;
 use rules::{check_auditable, check_context_keys, check_options, check_schema, is_auditable_kind};
+use standing::audited_standing;
+pub use standing::{Altered, altered_of_audited, altered_of_ours, dropped_of_audited, layout_change, owner_of};
 use tables::{
     copy_policy, detach_policy, except_from_schema, forget_policy, forget_schema, is_as_restored, policy_of,
     rename_columns, schema_options, standing, tables_of, write_inherited, write_policy, write_schema_policy,
 };
 pub use tables::{
-    follow_renamed_schemas, forget_dropped, index_log_partition, orphans, touched_tables, without_trigger,
+    follow_renamed_schemas, forget_dropped, forget_table, gone, index_log_partition, is_administrator, is_audited,
+    orphans, touched_tables, without_trigger,
 };
 
 /// Audits a table, its partitions and inheritance children; or changes how.
@@ -38,16 +43,35 @@ pub fn enable(target: Oid, options: &Options) -> Result<(), Error> {
     // Here rather than with the first changes, which may come from many sessions at once.
     store::era()?;
     let acting = Acting::begin()?;
+    let before = standings(&tables)?;
     write_policy(target, None, options)?;
     except_from_schema(target, false)?;
     for &table in tables.iter().filter(|&&table| table != target) {
         write_inherited(table, target, &tables, options)?;
     }
-    for &table in &tables {
-        establish(table, &acting)?;
+    // The triggers as the catalog has them, also where somebody wrote to it by hand.
+    tables.iter().copied().for_each(table_triggers::invalidate);
+    session::make_changes_visible();
+    let mut changes = Vec::new();
+    for (&table, was) in tables.iter().zip(before) {
+        let is_restored = establish(table, &acting)?;
+        changes.push(Change { is_restored: is_restored && was.policy.is_some(), was, is: audited_standing(table)? });
     }
     let capture = acting.end();
+    record_changes(&changes)?;
     if options.snapshot { record_rows(&tables, capture) } else { Ok(()) }
+}
+
+fn standings(tables: &[Oid]) -> Result<Vec<Standing>, Error> {
+    tables.iter().map(|&table| audited_standing(table)).collect()
+}
+
+/// Records what a function of ours changed.
+fn record_changes(changes: &[Change]) -> Result<(), Error> {
+    for change in changes {
+        coverage::record_change(change, &coverage::Command::default())?;
+    }
+    Ok(())
 }
 
 /// Ends auditing of a table and of what followed it, unless something else calls for it.
@@ -68,12 +92,16 @@ pub fn disable(target: Oid) -> Result<(), Error> {
         }
         Some(None) => {}
     }
+    let before = standings(&tables)?;
     forget_policy(target)?;
     except_from_schema(target, true)?;
-    for table in tables {
+    let mut changes = Vec::new();
+    for (&table, was) in tables.iter().zip(before) {
         follow(table, Cause::Disabled, &acting)?;
+        changes.push(Change { was, is: audited_standing(table)?, is_restored: false });
     }
-    Ok(())
+    drop(acting);
+    record_changes(&changes)
 }
 
 /// The rights and the function that putting triggers on tables takes.
@@ -105,20 +133,29 @@ pub enum Cause {
     Disabled,
 }
 
-/// Brings a table into the state that its policy, its ancestors and its schema call for. Returns whether its auditing
-/// begins here, so that rows it has came in without an event.
-pub fn follow(table: Oid, cause: Cause, acting: &Acting) -> Result<bool, Error> {
+/// What following has come to.
+#[derive(Default)]
+pub struct Followed {
+    /// Auditing of the table begins here, so that rows it has came in without an event.
+    pub is_new: bool,
+    pub change: Option<Change>,
+}
+
+/// Brings a table into the state that its policy, its ancestors and its schema call for.
+pub fn follow(table: Oid, cause: Cause, acting: &Acting) -> Result<Followed, Error> {
     // At once what it takes to put triggers on it, and before rows of policies are touched: sessions that do the same for
     // one table wait for each other here, and nowhere else.
-    let lock = match standing(table)? {
+    let before = standing(table)?;
+    let lock = match before {
         (None, None) => pg_sys::AccessShareLock,
         _ => pg_sys::ShareRowExclusiveLock,
     };
-    let Some(opened) = Opened::with_lock(table, lock) else { return Ok(false) };
+    let Some(opened) = Opened::with_lock(table, lock) else { return Ok(Followed::default()) };
     let relation = opened.relation();
     if !is_auditable_kind(relation) {
-        return Ok(false);
+        return Ok(Followed::default());
     }
+    let was = if before.0.is_some() { audited_standing(table)? } else { Standing::default() };
     rename_columns(table)?;
     let (own, source) = standing(table)?;
     let mut is_new = false;
@@ -137,23 +174,25 @@ pub fn follow(table: Oid, cause: Cause, acting: &Acting) -> Result<bool, Error> 
             let options = if applies { schema_options(relation)? } else { None };
             let Some(options) = options else {
                 drop(opened);
-                return without_policy(table, cause, acting);
+                without_policy(table, cause, acting)?;
+                return Ok(Followed::default());
             };
             write_policy(table, None, &options)?;
             is_new = true;
         }
     }
     drop(opened);
-    put_triggers(table, acting)?;
+    let is_restored = put_triggers(table, acting)?;
     if is_new || !is_as_restored(table)? {
         write_layout(table, acting)?;
     }
-    Ok(is_new)
+    let is_restored = is_restored && !is_new;
+    Ok(Followed { is_new, change: Some(Change { was, is: audited_standing(table)?, is_restored }) })
 }
 
 /// A table that nothing calls to be audited. Triggers that it has nevertheless may come from a dump, whose policies come
 /// later, or not at all: they stay, and refuse changes until there is a policy.
-fn without_policy(table: Oid, cause: Cause, acting: &Acting) -> Result<bool, Error> {
+fn without_policy(table: Oid, cause: Cause, acting: &Acting) -> Result<(), Error> {
     if cause == Cause::Disabled {
         if table_triggers::remove_all(table, acting.capture) {
             table_triggers::invalidate(table);
@@ -161,20 +200,21 @@ fn without_policy(table: Oid, cause: Cause, acting: &Acting) -> Result<bool, Err
     } else if is_locked_by_us(table, pg_sys::ShareRowExclusiveLock) && table_triggers::any(table, acting.capture) {
         put_triggers(table, acting)?;
     }
-    Ok(false)
+    Ok(())
 }
 
-/// Puts the triggers on a table that has a policy, and writes its layout.
-fn establish(table: Oid, acting: &Acting) -> Result<(), Error> {
-    put_triggers(table, acting)?;
-    write_layout(table, acting)
+/// Puts the triggers on a table that has a policy, and writes its layout. Returns whether triggers were missing.
+fn establish(table: Oid, acting: &Acting) -> Result<bool, Error> {
+    let is_restored = put_triggers(table, acting)?;
+    write_layout(table, acting)?;
+    Ok(is_restored)
 }
 
-fn put_triggers(table: Oid, acting: &Acting) -> Result<(), Error> {
-    table_triggers::ensure(table, acting.capture)?;
+fn put_triggers(table: Oid, acting: &Acting) -> Result<bool, Error> {
+    let is_restored = table_triggers::ensure(table, acting.capture)?;
     table_triggers::invalidate(table);
     session::make_changes_visible();
-    Ok(())
+    Ok(is_restored)
 }
 
 fn write_layout(table: Oid, acting: &Acting) -> Result<(), Error> {
@@ -206,6 +246,8 @@ pub fn enable_schema(schema: Oid, include_future: bool, options: &Options) -> Re
         let _acting = Acting::begin()?;
         write_schema_policy(schema, &name, include_future, options)?;
     }
+    let details = Details::default().flag("include_future", include_future);
+    coverage::record_object(name.as_bytes(), action::SCHEMA_ENABLED, &details)?;
     let mut count = 0;
     for table in tables_of(schema)? {
         let Some(opened) = Opened::with_lock(table, pg_sys::ShareRowExclusiveLock) else { continue };
@@ -224,6 +266,7 @@ pub fn disable_schema(schema: Oid) -> Result<i32, Error> {
         let _acting = Acting::begin()?;
         forget_schema(&name)?;
     }
+    coverage::record_object(name.as_bytes(), action::SCHEMA_DISABLED, &Details::default())?;
     let mut count = 0;
     for table in tables_of(schema)? {
         let is_own = {

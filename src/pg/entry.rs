@@ -3,14 +3,15 @@
 
 use pgrx::{pg_guard, pg_sys};
 
+use super::command::{self, Command};
 use super::definition::{self, Definition};
 use super::readers::bound_tenants_array;
 use super::report;
 use super::trigger::Call;
 use super::tuple::Batch;
+use crate::ddl::{Ending, Rewrite};
 use crate::error::Error;
-use crate::policies::Cause;
-use crate::{ddl, store, transaction, trigger};
+use crate::{ddl, guard, store, transaction, trigger};
 
 macro_rules! entry {
     ($name:ident, $info:ident, $body:ident) => {
@@ -95,22 +96,51 @@ unsafe fn truncates_nothing(data: *mut pg_sys::TriggerData) -> bool {
 entry!(audit_ddl_command_end, pg_finfo_audit_ddl_command_end, ddl_command_end);
 
 unsafe fn ddl_command_end(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), Error> {
-    // SAFETY: PostgreSQL passed it.
-    unsafe { check_event_trigger(fcinfo) }?;
-    // SAFETY: checked above; the command's parse tree, if any, is a node.
-    let is_alteration = unsafe {
-        let command = (*(*fcinfo).context.cast::<pg_sys::EventTriggerData>()).parsetree;
-        !command.is_null() && (*command).type_ == pg_sys::NodeTag::T_AlterTableStmt
+    // SAFETY: PostgreSQL passed it; the parse tree lives as long as the command.
+    let (tag, command) = unsafe {
+        let data = event_trigger_data(fcinfo)?;
+        (command::tag_name((*data).tag), Command::of((*data).parsetree))
     };
-    ddl::command_end(if is_alteration { Cause::Altered } else { Cause::Arrived })
+    ddl::command_end(&Ending { tag, command })
+}
+
+entry!(audit_ddl_command_start, pg_finfo_audit_ddl_command_start, ddl_command_start);
+
+unsafe fn ddl_command_start(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), Error> {
+    // SAFETY: as above.
+    let command = unsafe { Command::of((*event_trigger_data(fcinfo)?).parsetree) };
+    command.map_or(Ok(()), guard::command_start)
+}
+
+entry!(audit_table_rewrite, pg_finfo_audit_table_rewrite, table_rewrite);
+
+unsafe fn table_rewrite(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), Error> {
+    /// AT_REWRITE_DEFAULT_VAL and AT_REWRITE_COLUMN_REWRITE of commands/event_trigger.h.
+    const VALUES: i32 = 0x02 | 0x04;
+    unsafe extern "C-unwind" {
+        // event_trigger.c; not in pgrx's bindings.
+        fn pg_event_trigger_table_rewrite_oid(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum;
+        fn pg_event_trigger_table_rewrite_reason(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum;
+    }
+    // SAFETY: PostgreSQL passed it. Both functions read what there is to know of the rewrite under way, and nothing of the
+    // call; the boundary turns an ERROR into a panic.
+    let (table, reason) = unsafe {
+        event_trigger_data(fcinfo)?;
+        pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            (pg_event_trigger_table_rewrite_oid(fcinfo), pg_event_trigger_table_rewrite_reason(fcinfo))
+        })
+    };
+    let (table, reason) = (pg_sys::Oid::from(table.value() as u32), reason.value() as i32);
+    ddl::rewrites(table, if reason & VALUES != 0 { Rewrite::Values } else { Rewrite::Storage });
+    Ok(())
 }
 
 entry!(audit_sql_drop, pg_finfo_audit_sql_drop, sql_drop);
 
 unsafe fn sql_drop(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), Error> {
     // SAFETY: PostgreSQL passed it.
-    unsafe { check_event_trigger(fcinfo) }?;
-    ddl::dropped()
+    let tag = unsafe { command::tag_name((*event_trigger_data(fcinfo)?).tag) };
+    ddl::dropped(tag)
 }
 
 entry!(audit_pending_changesets, pg_finfo_audit_pending_changesets, pending_changesets);
@@ -159,11 +189,13 @@ unsafe fn relation_of_trigger(fcinfo: pg_sys::FunctionCallInfo) -> Result<Vec<u8
     }
 }
 
-unsafe fn check_event_trigger(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), Error> {
+unsafe fn event_trigger_data(fcinfo: pg_sys::FunctionCallInfo) -> Result<*mut pg_sys::EventTriggerData, Error> {
     // SAFETY: fcinfo is valid; its context, if any, is a node.
-    let called = unsafe {
+    unsafe {
         let context = (*fcinfo).context;
-        !context.is_null() && (*context).type_ == pg_sys::NodeTag::T_EventTriggerData
-    };
-    if called { Ok(()) } else { Err(Error::NotAnEventTrigger) }
+        if context.is_null() || (*context).type_ != pg_sys::NodeTag::T_EventTriggerData {
+            return Err(Error::NotAnEventTrigger);
+        }
+        Ok(context.cast())
+    }
 }

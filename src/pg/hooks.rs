@@ -1,14 +1,18 @@
 //! Whoever reads the log finds in it what this transaction captured: the hooks look at each query before it starts, and
 //! have what waits inserted if the query reads the log. All else is inserted in one go at commit.
 //!
+//! DDL is looked at before it runs, and followed where event triggers are switched off: `guard.rs`, `ddl.rs`.
+//!
 //! The events are inserted as of the command that was recorded, so the query's snapshot, which is taken already, sees them.
 
 use std::cell::Cell;
 
 use pgrx::{pg_guard, pg_sys};
 
+use super::command::Command;
 use super::{report, unguarded};
-use crate::transaction;
+use crate::ddl::{self, Ending};
+use crate::{guard, transaction};
 
 thread_local! {
     static NEXT_START: Cell<pg_sys::ExecutorStart_hook_type> = const { Cell::new(None) };
@@ -66,9 +70,61 @@ unsafe extern "C-unwind" fn at_utility(
     if transaction::has_pending() && may_read(unsafe { (*(*statement).utilityStmt).type_ }) {
         report::ok(transaction::show());
     }
+    // SAFETY: the parse tree lives as long as the call.
+    let watched = unsafe { watch((*statement).utilityStmt) };
     let next = NEXT_UTILITY.get().unwrap_or(unguarded::standard_ProcessUtility);
-    // SAFETY: passes on what PostgreSQL passed.
+    // SAFETY: passes on what PostgreSQL passed. Nothing is alive here that would have to be dropped, should it fail.
     unsafe { next(statement, query, read_only_tree, context, parameters, environment, receiver, completion) };
+    if let Some(watched) = watched {
+        watched.end();
+    }
+}
+
+/// A DDL command under way. It is looked at before it runs; and after it, where the event triggers that should have seen it
+/// are switched off.
+#[derive(Clone, Copy)]
+struct Watched {
+    command: Command,
+    ends: u64,
+    /// The tables that it names, as a list of oids, which PostgreSQL frees.
+    tables: *mut pg_sys::List,
+}
+
+/// # Safety
+/// The node lives until the command has ended.
+unsafe fn watch(node: *mut pg_sys::Node) -> Option<Watched> {
+    // SAFETY: the caller's word.
+    let command = unsafe { Command::of(node) }.filter(|command| command.is_watched())?;
+    if !is_under_guard() {
+        return None;
+    }
+    report::ok(guard::before_command(command));
+    let mut tables = std::ptr::null_mut();
+    for table in command.tables() {
+        // SAFETY: a list of oids in the command's memory.
+        tables = unsafe { pg_sys::lappend_oid(tables, table) };
+    }
+    Some(Watched { command, ends: ddl::ends(), tables })
+}
+
+/// Whether there is a transaction to look into catalogs, and the extension in this database.
+fn is_under_guard() -> bool {
+    // SAFETY: reads of backend variables.
+    let has_transaction = unsafe { pg_sys::IsTransactionState() && pg_sys::MyDatabaseId != pg_sys::InvalidOid };
+    has_transaction && super::relation::capture_function().is_some()
+}
+
+impl Watched {
+    fn end(self) {
+        if ddl::ends() != self.ends || !self.command.has_event_triggers() || !is_under_guard() {
+            return;
+        }
+        // SAFETY: the list was made before the command.
+        let tables: Vec<pg_sys::Oid> = unsafe { oids(self.tables).iter().map(|table| table.oid_value).collect() };
+        let now = self.command.tables();
+        let ending = Ending { tag: self.command.name(), command: Some(self.command) };
+        report::ok(ddl::command_end_unseen(&tables, &now, &ending));
+    }
 }
 
 /// Whether the utility statement may read or change the log itself, not only through the executor.

@@ -12,6 +12,7 @@ pub mod args;
 pub mod attempt;
 pub mod brin;
 pub mod catalog;
+pub mod command;
 pub mod compare;
 pub mod composite;
 pub mod condition;

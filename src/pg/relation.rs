@@ -240,6 +240,17 @@ impl Relation {
             .any(|trigger| trigger.tgisclone && trigger.tgfoid == capture && is_row(trigger) && is_complete(trigger))
     }
 
+    /// Whether every change of the table is captured: its triggers are there, and fire always. PostgreSQL has no TRUNCATE
+    /// triggers on foreign tables.
+    pub fn is_captured(self, capture: pg_sys::Oid) -> bool {
+        let has = |is_of_kind: fn(&pg_sys::Trigger) -> bool| {
+            self.triggers()
+                .iter()
+                .any(|trigger| trigger.tgfoid == capture && is_of_kind(trigger) && is_complete(trigger))
+        };
+        has(is_row) && (self.kind() == pg_sys::RELKIND_FOREIGN_TABLE || has(is_truncate))
+    }
+
     /// A partition attached while audited by itself has two: the clone of its parent's trigger records. One that was
     /// disabled and enabled again otherwise than ALWAYS still records where there is no better.
     fn recording_trigger(
@@ -252,6 +263,13 @@ impl Relation {
             .filter(|trigger| trigger.tgfoid == capture && is_of_kind(trigger))
             .max_by_key(|trigger| (is_complete(trigger), trigger.tgisclone, std::cmp::Reverse(trigger.tgoid.to_u32())))
             .map(|trigger| trigger.tgoid)
+    }
+
+    /// Whether the trigger of that name is one on `function`.
+    pub fn has_trigger_on(self, function: pg_sys::Oid, name: &[u8]) -> bool {
+        // SAFETY: a trigger's name is a C string.
+        let is_meant = |trigger: &pg_sys::Trigger| unsafe { CStr::from_ptr(trigger.tgname) }.to_bytes() == name;
+        self.triggers().iter().any(|trigger| trigger.tgfoid == function && is_meant(trigger))
     }
 
     /// Each trigger on `function`, clones left out.

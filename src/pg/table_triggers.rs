@@ -51,8 +51,10 @@ fn unique_name(purpose: &str, table: pg_sys::Oid) -> String {
     format!("{purpose}_{}_{place:08x}", table.to_u32())
 }
 
-/// Makes sure that the table has its triggers, each once and ENABLE ALWAYS. Repairs what was disabled or replaced.
-pub fn ensure(table: pg_sys::Oid, function: pg_sys::Oid) -> Result<(), Error> {
+/// Makes sure that the table has its triggers, each once and ENABLE ALWAYS. Repairs what was disabled or replaced, and
+/// returns whether there was something to repair or make.
+pub fn ensure(table: pg_sys::Oid, function: pg_sys::Oid) -> Result<bool, Error> {
+    let mut was_captured = true;
     let open =
         || Opened::with_lock(table, pg_sys::ShareRowExclusiveLock).ok_or(Error::NoSuchTable { oid: table.to_u32() });
     for wanted in Wanted::ALL {
@@ -61,6 +63,9 @@ pub fn ensure(table: pg_sys::Oid, function: pg_sys::Oid) -> Result<(), Error> {
         if wanted == Wanted::Truncate && relation.kind() == pg_sys::RELKIND_FOREIGN_TABLE {
             // PostgreSQL has no TRUNCATE triggers on foreign tables.
             continue;
+        }
+        if wanted == Wanted::Row {
+            was_captured = relation.is_captured(function);
         }
         let by_clone = wanted == Wanted::Row && relation.has_cloned_row_trigger(function);
         let (good, bad): (Vec<_>, Vec<_>) = relation
@@ -75,7 +80,12 @@ pub fn ensure(table: pg_sys::Oid, function: pg_sys::Oid) -> Result<(), Error> {
             create(table, function, &wanted.name(table), wanted.trigger_type(), false);
         }
     }
-    Ok(())
+    Ok(!was_captured)
+}
+
+/// Whether every change of the table is captured.
+pub fn are_in_place(table: pg_sys::Oid, function: pg_sys::Oid) -> bool {
+    Opened::with_lock(table, pg_sys::AccessShareLock).is_some_and(|opened| opened.relation().is_captured(function))
 }
 
 /// Makes sure that a partition of the log refuses UPDATE, DELETE and TRUNCATE as statements. Its rows are guarded by the

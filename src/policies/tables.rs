@@ -41,6 +41,36 @@ pub fn forget_dropped() -> Result<(), Error> {
     )
 }
 
+/// Tables with a policy that are gone.
+pub fn gone() -> Result<Vec<Oid>, Error> {
+    query(
+        "SELECT target::pg_catalog.oid FROM audit.policy p
+         WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = p.target)",
+        &[],
+        |row| row.get(1),
+    )
+}
+
+/// Forgets the policy of a table that is gone, its action rules, and the oid of its layouts: as [`forget_dropped`], where no
+/// event trigger tells.
+pub fn forget_table(table: Oid) -> Result<(), Error> {
+    run("DELETE FROM audit.policy WHERE target = $1", &[oid(table)])?;
+    run("DELETE FROM audit.action_rule WHERE target = $1", &[oid(table)])?;
+    run("UPDATE audit.local_layout SET relid = 0 WHERE relid = $1", &[oid(table)])
+}
+
+/// Whether the current role may call audit.disable.
+pub fn is_administrator() -> Result<bool, Error> {
+    let _environment = env::enter(Env::Settings);
+    let sql = "SELECT pg_catalog.has_function_privilege('audit.disable(regclass)', 'EXECUTE')";
+    Ok(query(sql, &[], |row| row.get(1))?.first() == Some(&true))
+}
+
+/// Whether a table is audited.
+pub fn is_audited(table: Oid) -> Result<bool, Error> {
+    Ok(policy_of(table)?.is_some())
+}
+
 /// Tables that a DDL command made or altered.
 pub fn touched_tables() -> Result<Vec<Oid>, Error> {
     query(

@@ -32,6 +32,8 @@ DEFAULTS = {
     "shared_buffers": "64MB",
     "wal_level": "logical",
     "max_prepared_transactions": "20",
+    # Tests of rows see the events of rows alone; coveragelib.py has the clusters of those that are about DDL and coverage.
+    "audit.log_ddl": "off",
 }
 
 
