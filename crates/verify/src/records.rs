@@ -40,8 +40,8 @@ pub const EVENT_COLUMNS: &str = "e.changeset_id, e.seq, e.command, e.occurred_at
 
 /// Columns of a changeset, from id on.
 pub const CHANGESET: &[Field] = &[
-    Uuid, Time, Integer, Unsigned, Digits, Text, Text, Text, Text, Text, Text, Text, Json, Text, Text, Text, Text, Text,
-    Integer, Integer, Text, Text, Integer, Hex,
+    Uuid, Time, Integer, Unsigned, Digits, Text, Text, Text, Text, Text, Text, Text, Json, Text, Text, Text, Text,
+    Text, Integer, Integer, Text, Text, Integer, Hex,
 ];
 
 pub const CHANGESET_COLUMNS: &str = "c.id, c.occurred_at, c.era, c.position, c.xid, c.user_id, c.tenant_id, \
