@@ -2,7 +2,7 @@
 # sudo). What is made goes to build/, or to a folder in /var/tmp where build/ would be closed to the
 # unprivileged user who runs the servers: `scripts/build-dir` tells.
 
-.PHONY: help demo test test-long install lint bench profile coverage clean
+.PHONY: help demo test test-long install package lint bench profile coverage clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -22,6 +22,12 @@ test-long: ## the same with the tests that take long
 
 install: ## build, and install into the PostgreSQL of PG_CONFIG (default: pg_config in PATH)
 	@PG_CONFIG=$(PG_CONFIG) scripts/install
+
+package: ## packages for Debian, tarballs, and an image volume, in build/dist (PG=N: for one version)
+	@scripts/setup
+	@scripts/pg-versions $(PG)
+	@scripts/build $(PG)
+	@scripts/dist $(PG)
 
 lint: ## rustfmt and clippy, warnings denied
 	@scripts/setup

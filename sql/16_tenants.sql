@@ -19,6 +19,8 @@ COMMENT ON FUNCTION bound_tenants() IS 'Tenants whose events the current role ma
 
 COMMENT ON FUNCTION tenant_visible(text) IS 'Whether the current role may read events of that tenant: all, if it has SELECT on audit.changeset, else those that it is bound to.';
 COMMENT ON FUNCTION fenced(anyelement, text) IS 'The value, if the current role may read events of that tenant, else NULL.';
+COMMENT ON FUNCTION reads_everything() IS 'Whether the current role may read the events of all tenants: whether it has SELECT on audit.changeset.';
+COMMENT ON FUNCTION simplify_reads_everything(internal) IS 'Planner support of audit.reads_everything.';
 COMMENT ON FUNCTION simplify_tenant_visible(internal) IS 'Planner support of audit.tenant_visible.';
 COMMENT ON FUNCTION simplify_fenced(internal) IS 'Planner support of audit.fenced.';
 
@@ -26,8 +28,6 @@ CREATE FUNCTION grant_tenant_reader(role regrole, tenant_id text) RETURNS void
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    f regprocedure;
 BEGIN
     IF role IS NULL OR tenant_id IS NULL THEN
         RAISE EXCEPTION 'argument "%" must not be null', CASE WHEN role IS NULL THEN 'role' ELSE 'tenant_id' END
@@ -43,15 +43,13 @@ BEGIN
     INSERT INTO audit.tenant_reader AS t (role, tenant_id) VALUES (grant_tenant_reader.role, grant_tenant_reader.tenant_id)
         ON CONFLICT ON CONSTRAINT tenant_reader_pkey
         DO UPDATE SET tenant_id = excluded.tenant_id, granted_at = excluded.granted_at, granted_by = excluded.granted_by;
-    EXECUTE format('GRANT SELECT ON audit.log, audit.relation, audit.action TO %s', role);
-    FOR f IN
-        SELECT p.oid FROM pg_proc p
-         WHERE p.pronamespace = 'audit'::regnamespace
-           AND p.proname IN ('bound_tenants', 'tenant_visible', 'fenced', 'pending_changesets', 'changeset_time', 'note_read',
-                             'uncatalogued_actions', 'action_rule_errors')
-    LOOP
-        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', f, role);
-    END LOOP;
+    EXECUTE format('GRANT SELECT ON audit.log, audit.visible_changeset, audit.relation, audit.local_layout, audit.ledger, audit.action TO %s', role);
+    PERFORM audit.grant_functions(role, '{bound_tenants,tenant_visible,fenced,reads_everything,pending_changesets,changeset_time,note_read,
+        uncatalogued_actions,action_rule_errors,
+        get_logs,count_logs,user_activity,tenant_activity,failed_logins,statistics,security_events,
+        required,log_filter,log_place,log_cursor,log_partitions,log_windows,find_logs,next_visible,instant_among,content_counts,
+        history,row_as_of,table_as_of,diff,table_layouts,recorded_layouts,built_in_type,row_key,key_events,visible_key_events,is_there,
+        row_changes,log_moment,commits_after,is_before,last_snapshot,recorded_changeset,layout_columns,current_image,images_as_of,known_values}');
 END
 $$;
 COMMENT ON FUNCTION grant_tenant_reader(regrole, text) IS 'Lets a role read the events of one tenant, and of no other; a role that was bound to another tenant is bound to this one from then on. Errors: 55000 for a role that may read the whole log, 22023 for an empty or too long tenant_id.';

@@ -143,7 +143,7 @@ BEGIN
         EXECUTE pg_catalog.format(
             'CREATE VIEW audit.%I WITH (security_barrier) AS SELECT c.occurred_at, %s FROM %s WHERE %s AND audit.tenant_visible(c.tenant_id)',
             part.name,
-            (SELECT pg_catalog.string_agg(pg_catalog.format('audit.fenced(%s, c.tenant_id) AS %I', expression, name), ', ' ORDER BY n)
+            (SELECT pg_catalog.string_agg(pg_catalog.format(CASE name WHEN 'event_at' THEN '%s AS %I' ELSE 'audit.fenced(%s, c.tenant_id) AS %I' END, expression, name), ', ' ORDER BY n)
                FROM (VALUES
                     (1, 'era', 'c.era'), (2, 'position', 'c.position'), (3, 'command', 'e.command'), (4, 'seq', 'e.seq'),
                     (5, 'changeset_id', 'c.id'), (6, 'user_id', 'c.user_id'), (7, 'tenant_id', 'c.tenant_id'),
@@ -218,12 +218,12 @@ CREATE FUNCTION grant_reader(role regrole) RETURNS void
 AS $$
 BEGIN
     EXECUTE format('GRANT SELECT ON audit.log, audit.changeset, audit.event, audit.relation, audit.local_layout, audit.ledger, audit.entry, audit.tile, audit.checkpoint, audit.cosignature, audit.erasure, audit.policy, audit.schema_policy, audit.action, audit.action_rule, audit.stats, audit.stats_tables, audit.in_transit, audit.tenant_reader TO %s', role);
-    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.pending_changesets(), audit.changeset_time(uuid), audit.canonical(uuid, int), audit.canonical(uuid), audit.canonical_relation(audit.relation), audit.canonical_ledger(audit.ledger), audit.canonical_seal(text, bigint, timestamptz, xid8, xid8, text), audit.checksum_of(text), audit.verify_event(uuid, int), audit.verify(timestamptz, timestamptz, text), audit.verify_contents(timestamptz, timestamptz), audit.erased(), audit.unsealed(), audit.event_text(audit.event, text), audit.changeset_text(audit.changeset), audit.verify_changesets(timestamptz, timestamptz), audit.verify_entries(timestamptz, timestamptz), audit.verify_tree(text), audit.prove(uuid, int), audit.prove_consistency(bigint), audit.merkle_root(bytea[]), audit.uncatalogued_actions(timestamptz), audit.note_read(text, jsonb), audit.action_rule_errors(timestamptz), audit.queue_state(), audit.table_state(), audit.failure_classes(), audit.bound_tenants(), audit.tenant_visible(text), audit.fenced(anyelement, text) TO %s', role);
-    EXECUTE format('GRANT SELECT ON audit.log_changeset, audit.log_event TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION audit.pending_changesets(), audit.changeset_time(uuid), audit.canonical(uuid, int), audit.canonical(uuid), audit.canonical_relation(audit.relation), audit.canonical_ledger(audit.ledger), audit.canonical_seal(text, bigint, timestamptz, xid8, xid8, text), audit.checksum_of(text), audit.verify_event(uuid, int), audit.verify(timestamptz, timestamptz, text), audit.verify_contents(timestamptz, timestamptz), audit.erased(), audit.unsealed(), audit.event_text(audit.event, text), audit.changeset_text(audit.changeset), audit.verify_changesets(timestamptz, timestamptz), audit.verify_entries(timestamptz, timestamptz), audit.verify_tree(text), audit.prove(uuid, int), audit.prove_consistency(bigint), audit.merkle_root(bytea[]), audit.uncatalogued_actions(timestamptz), audit.note_read(text, jsonb), audit.action_rule_errors(timestamptz), audit.queue_state(), audit.table_state(), audit.failure_classes(), audit.bound_tenants(), audit.reads_everything(), audit.tenant_visible(text), audit.fenced(anyelement, text) TO %s', role);
+    EXECUTE format('GRANT SELECT ON audit.log_changeset, audit.log_event, audit.visible_changeset TO %s', role);
     PERFORM audit.grant_functions(role, '{get_logs,count_logs,user_activity,tenant_activity,failed_logins,statistics,security_events,
-        required,log_filter,log_place,log_cursor,log_partitions,log_windows,next_events,next_changesets,instant_among,
-        history,row_as_of,table_as_of,diff,table_layouts,recorded_layouts,built_in_type,row_key,key_events,same_old_key,is_there,
-        row_changes,log_moment,is_before,recorded_changeset,layout_columns,current_image,images_as_of,known_values,
+        required,log_filter,log_place,log_cursor,log_partitions,log_windows,find_logs,next_events,next_changesets,next_visible,instant_among,content_counts,
+        history,row_as_of,table_as_of,diff,table_layouts,recorded_layouts,built_in_type,row_key,key_events,visible_key_events,same_old_key,is_there,
+        row_changes,log_moment,commits_after,is_before,last_snapshot,recorded_changeset,layout_columns,current_image,images_as_of,known_values,
         undo,undo_changes,sql_literals,sql_condition,present_row,undo_references,key_values,undo_plan,undo_statement,undo_conflict,
         row_key_of,undo_referring,undo_differences,undo_refused,undo_changed_one,undo_verified,undo_context,undo_deferrable}');
 END

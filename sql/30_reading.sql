@@ -1,7 +1,8 @@
 -- The questions that auditors ask, as functions over the log.
 --
--- All of them read through audit.log and its two parts, audit.log_changeset and audit.log_event, with the caller's rights.
--- Readers of one tenant have no right on the two parts, so the functions are not for them: they read audit.log.
+-- All of them read with the caller's rights, and only through views. Who may read everything reads the two parts of
+-- audit.log, audit.log_changeset and audit.log_event, whose plans are those of the bare tables. Readers of one tenant have no
+-- right on these: for them the functions read audit.log and audit.visible_changeset, which show their tenant's events alone.
 --
 -- The log may be large, and its newest partition has no btree index. So audit.get_logs goes back in time, window by
 -- window, and stops when the page is full. In each window it first finds the changesets that can have events of the page,
@@ -17,6 +18,25 @@ CREATE VIEW log_event AS
     SELECT * FROM event;
 COMMENT ON VIEW log_event IS 'Events as audit.log shows them, without their context.';
 
+-- For both kinds of readers: restricted and fenced as audit.log is.
+DO $$
+DECLARE
+    fenced CONSTANT text := (
+        SELECT string_agg(CASE attname WHEN 'occurred_at' THEN 'c.occurred_at' ELSE format('audit.fenced(c.%1$I, c.tenant_id) AS %1$I', attname) END, ', ' ORDER BY attnum)
+          FROM pg_catalog.pg_attribute
+         WHERE attrelid = 'audit.changeset'::pg_catalog.regclass AND attnum > 0 AND NOT attisdropped);
+BEGIN
+    EXECUTE format(
+        'CREATE VIEW audit.visible_changeset WITH (security_barrier) AS
+             SELECT * FROM audit.log_changeset WHERE audit.reads_everything()
+             UNION ALL
+             SELECT %1$s FROM audit.changeset c WHERE NOT audit.reads_everything() AND audit.tenant_visible(c.tenant_id)
+             UNION ALL
+             SELECT %1$s FROM audit.pending_changesets() c WHERE NOT audit.reads_everything() AND audit.tenant_visible(c.tenant_id)', fenced);
+END
+$$;
+COMMENT ON VIEW visible_changeset IS 'Changesets of the events that audit.log shows to the current role: all, or those of its tenant.';
+
 -- Made from the view, so that it cannot differ.
 DO $$
 BEGIN
@@ -27,6 +47,8 @@ BEGIN
 END
 $$;
 COMMENT ON TYPE log_page IS 'A row of audit.log, and its cursor: what audit.get_logs takes as after, to go on from that row.';
+
+-- Functions that are called by users note the read first (audit.log_reads), and so are PARALLEL UNSAFE.
 
 -- Places and cursors.
 
@@ -78,8 +100,9 @@ CREATE TYPE log_filter AS (
 COMMENT ON TYPE log_filter IS 'The filters of audit.get_logs, checked; changeset_id only among them for a while.';
 
 CREATE FUNCTION log_filter(
-    user_id text, tenant_id text, action text, resource text, resource_id text, status text, ip_address inet,
-    request_id text, since timestamptz, until timestamptz
+    user_id text DEFAULT NULL, tenant_id text DEFAULT NULL, action text DEFAULT NULL, resource text DEFAULT NULL,
+    resource_id text DEFAULT NULL, status text DEFAULT NULL, ip_address inet DEFAULT NULL, request_id text DEFAULT NULL,
+    since timestamptz DEFAULT NULL, until timestamptz DEFAULT NULL
 ) RETURNS log_filter
     LANGUAGE plpgsql STABLE PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
@@ -294,20 +317,44 @@ END
 $$;
 COMMENT ON FUNCTION next_changesets(log_filter, timestamptz, timestamptz, log_place, int) IS 'The next changesets of a page, found by the filters of context and time.';
 
-CREATE FUNCTION get_logs(
-    user_id     text        DEFAULT NULL,
-    tenant_id   text        DEFAULT NULL,
-    action      text        DEFAULT NULL,
-    resource    text        DEFAULT NULL,
-    resource_id text        DEFAULT NULL,
-    status      text        DEFAULT NULL,
-    ip_address  inet        DEFAULT NULL,
-    request_id  text        DEFAULT NULL,
-    since       timestamptz DEFAULT NULL,
-    until       timestamptz DEFAULT NULL,
-    page_size   int         DEFAULT 100,
-    after       text        DEFAULT NULL
-) RETURNS SETOF log_page
+-- Of the events, time and tenant alone are looked for in an index: 16_tenants.sql.
+CREATE FUNCTION next_visible(f log_filter, opened timestamptz, closed timestamptz, after log_place) RETURNS log_batch
+    LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+    SET search_path = pg_catalog, pg_temp
+    SET enable_nestloop = on
+AS $$
+DECLARE
+    batch audit.log_batch;
+BEGIN
+    WITH found AS (
+        SELECT l.occurred_at, l.changeset_id, l.seq
+          FROM audit.log l
+         WHERE l.occurred_at >= opened AND l.occurred_at < closed AND l.event_at >= opened AND l.event_at < closed
+           AND l.occurred_at <= after.occurred_at AND l.event_at <= after.occurred_at
+           AND (l.occurred_at, l.changeset_id, l.seq) < (after.occurred_at, after.changeset_id, after.seq)
+           AND (f.user_id IS NULL OR l.user_id = f.user_id)
+           AND (f.tenant_id IS NULL OR l.tenant_id = f.tenant_id)
+           AND (f.request_id IS NULL OR l.request_id = f.request_id)
+           AND (f.ip_address IS NULL OR l.ip_address <<= f.ip_address)
+           AND (f.resource_id IS NULL OR l.resource_id = f.resource_id)
+           AND (f.resource IS NULL OR l.resource = f.resource)
+           AND (f.action IS NULL OR l.action = f.action)
+           AND (f.action_pattern IS NULL OR l.action LIKE f.action_pattern)
+           AND (f.status IS NULL OR l.status = f.status::text)
+         ORDER BY l.occurred_at DESC, l.changeset_id DESC, l.seq DESC
+         LIMIT 256
+    )
+    SELECT array_agg(DISTINCT changeset_id), array_agg(DISTINCT occurred_at), min(seq), max(seq),
+           count(*), (array_agg((occurred_at, changeset_id, seq)::audit.log_place ORDER BY occurred_at, changeset_id, seq))[1],
+           count(*) < 256
+      INTO batch.changesets, batch.times, batch.first_seq, batch.last_seq, batch.events, batch.lowest, batch.is_last
+      FROM found;
+    RETURN batch;
+END
+$$;
+COMMENT ON FUNCTION next_visible(log_filter, timestamptz, timestamptz, log_place) IS 'The changesets of the next events of a page, of those that a tenant''s reader may see.';
+
+CREATE FUNCTION find_logs(f log_filter, page_size int, after text) RETURNS SETOF log_page
     LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 100
     SET search_path = pg_catalog, pg_temp
     -- Each window is planned with its bounds, so that only its partitions are.
@@ -316,14 +363,14 @@ CREATE FUNCTION get_logs(
     SET enable_nestloop = off
 AS $$
 DECLARE
-    f audit.log_filter := audit.log_filter(user_id, tenant_id, action, resource, resource_id, status, ip_address,
-                                           request_id, since, until);
     place audit.log_place := audit.log_place(after);
-    by_event CONSTANT boolean := f.request_id IS NULL AND (f.resource_id IS NOT NULL
+    everything CONSTANT boolean := audit.reads_everything();
+    by_event CONSTANT boolean := everything AND f.request_id IS NULL AND (f.resource_id IS NOT NULL
         OR (f.user_id, f.tenant_id, f.ip_address) IS NULL
            AND NOT (f.action, f.action_pattern, f.resource, nullif(f.status, 'success')) IS NULL);
     -- Of the condition that finds the fewest, as far as one can tell without looking.
     key_column CONSTANT text := CASE
+        WHEN NOT everything THEN 'tenant_id'
         WHEN f.request_id IS NOT NULL THEN 'request_id'
         WHEN f.resource_id IS NOT NULL THEN 'resource_id'
         WHEN f.user_id IS NOT NULL THEN 'user_id'
@@ -352,11 +399,18 @@ BEGIN
         SELECT * FROM audit.log_windows(CASE WHEN by_event THEN 'event' ELSE 'changeset' END, key_column, f.since,
                                         least(f.until, place.occurred_at + interval '1 microsecond'))
     LOOP
+        IF NOT everything AND w.opened = w.bottom AND w.bottom > '-infinity' AND w.bottom < least(w.closed, now()) - interval '1 day' THEN
+            -- All of the tenant's events of a window are read, so it begins narrow.
+            w.width := interval '1 day';
+            w.opened := least(w.closed, now()) - w.width;
+        END IF;
         LOOP
             -- Gathers changesets until they fill the page, or a batch, or nothing is left.
             batch := NULL;
             LOOP
-                IF by_event THEN
+                IF NOT everything THEN
+                    part := audit.next_visible(f, w.opened, w.closed, reached);
+                ELSIF by_event THEN
                     part := audit.next_events(f, w.opened, w.closed, reached);
                 ELSE
                     part := audit.next_changesets(f, w.opened, w.closed, reached, remaining - coalesce(batch.events, 0)::int);
@@ -365,7 +419,7 @@ BEGIN
                     batch := part;
                 ELSIF part.changesets IS NOT NULL THEN
                     -- One that is read event by event waits for the next batch.
-                    EXIT WHEN NOT by_event AND part.last_seq < 2147483647;
+                    EXIT WHEN everything AND NOT by_event AND part.last_seq < 2147483647;
                     batch.changesets := batch.changesets || part.changesets;
                     batch.times := batch.times || part.times;
                     batch.first_seq := least(batch.first_seq, part.first_seq);
@@ -419,6 +473,35 @@ BEGIN
     END LOOP;
 END
 $$;
+COMMENT ON FUNCTION find_logs(log_filter, int, text) IS 'The page of audit.get_logs.';
+
+CREATE FUNCTION get_logs(
+    user_id     text        DEFAULT NULL,
+    tenant_id   text        DEFAULT NULL,
+    action      text        DEFAULT NULL,
+    resource    text        DEFAULT NULL,
+    resource_id text        DEFAULT NULL,
+    status      text        DEFAULT NULL,
+    ip_address  inet        DEFAULT NULL,
+    request_id  text        DEFAULT NULL,
+    since       timestamptz DEFAULT NULL,
+    until       timestamptz DEFAULT NULL,
+    page_size   int         DEFAULT 100,
+    after       text        DEFAULT NULL
+) RETURNS SETOF log_page
+    LANGUAGE plpgsql STABLE ROWS 100
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM audit.note_read('get_logs', jsonb_strip_nulls(jsonb_build_object(
+        'user_id', user_id, 'tenant_id', tenant_id, 'action', action, 'resource', resource, 'resource_id', resource_id,
+        'status', status, 'ip_address', ip_address, 'request_id', request_id, 'since', since, 'until', until,
+        'page_size', page_size, 'after', after)));
+    RETURN QUERY SELECT * FROM audit.find_logs(
+        audit.log_filter(user_id, tenant_id, action, resource, resource_id, status, ip_address, request_id, since, until),
+        page_size, after);
+END
+$$;
 COMMENT ON FUNCTION get_logs(text, text, text, text, text, text, inet, text, timestamptz, timestamptz, int, text) IS 'Events that meet all filters given, newest first, with the cursor to go on from each: pass the last row''s as after. Action: exact, or a prefix such as auth.*; ip_address: an address or a network; since inclusive, until exclusive; page_size 1 to 10000. Errors: 22023 for a page_size, range, status or cursor that is not valid.';
 
 CREATE FUNCTION count_logs(
@@ -433,15 +516,19 @@ CREATE FUNCTION count_logs(
     since       timestamptz DEFAULT NULL,
     until       timestamptz DEFAULT NULL
 ) RETURNS bigint
-    LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+    LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     f CONSTANT audit.log_filter := audit.log_filter(user_id, tenant_id, action, resource, resource_id, status,
                                                     ip_address, request_id, since, until);
+    everything CONSTANT boolean := audit.reads_everything();
 BEGIN
-    IF (f.action, f.action_pattern, f.resource, f.resource_id, f.status) IS NULL THEN
+    PERFORM audit.note_read('count_logs', jsonb_strip_nulls(jsonb_build_object(
+        'user_id', user_id, 'tenant_id', tenant_id, 'action', action, 'resource', resource, 'resource_id', resource_id,
+        'status', status, 'ip_address', ip_address, 'request_id', request_id, 'since', since, 'until', until)));
+    IF everything AND (f.action, f.action_pattern, f.resource, f.resource_id, f.status) IS NULL THEN
         RETURN (
             SELECT coalesce(sum(c.event_count), 0)
               FROM audit.log_changeset c
@@ -450,7 +537,7 @@ BEGIN
                AND (f.tenant_id IS NULL OR c.tenant_id = f.tenant_id)
                AND (f.request_id IS NULL OR c.request_id = f.request_id)
                AND (f.ip_address IS NULL OR c.ip_address <<= f.ip_address));
-    ELSIF (f.user_id, f.tenant_id, f.request_id, f.ip_address) IS NULL THEN
+    ELSIF everything AND (f.user_id, f.tenant_id, f.request_id, f.ip_address) IS NULL THEN
         RETURN (
             SELECT count(*)
               FROM audit.log_event e
@@ -483,26 +570,26 @@ COMMENT ON FUNCTION count_logs(text, text, text, text, text, text, inet, text, t
 
 CREATE FUNCTION user_activity(user_id text, since timestamptz DEFAULT now() - interval '30 days', max_rows int DEFAULT 100)
     RETURNS SETOF log_page
-    LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 100
+    LANGUAGE plpgsql STABLE ROWS 100
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM audit.required('user_id', user_id);
-    RETURN QUERY SELECT * FROM audit.get_logs(user_id => user_activity.user_id, since => user_activity.since,
-                                              page_size => max_rows);
+    PERFORM audit.note_read('user_activity', jsonb_strip_nulls(jsonb_build_object('user_id', user_id, 'since', since, 'max_rows', max_rows)));
+    RETURN QUERY SELECT * FROM audit.find_logs(audit.log_filter(user_id => user_activity.user_id, since => user_activity.since), max_rows, NULL);
 END
 $$;
 COMMENT ON FUNCTION user_activity(text, timestamptz, int) IS 'What a user did, newest first: rows of audit.get_logs. Errors: 22004 without a user; else as audit.get_logs.';
 
 CREATE FUNCTION tenant_activity(tenant_id text, since timestamptz DEFAULT now() - interval '30 days', max_rows int DEFAULT 100)
     RETURNS SETOF log_page
-    LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 100
+    LANGUAGE plpgsql STABLE ROWS 100
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM audit.required('tenant_id', tenant_id);
-    RETURN QUERY SELECT * FROM audit.get_logs(tenant_id => tenant_activity.tenant_id, since => tenant_activity.since,
-                                              page_size => max_rows);
+    PERFORM audit.note_read('tenant_activity', jsonb_strip_nulls(jsonb_build_object('tenant_id', tenant_id, 'since', since, 'max_rows', max_rows)));
+    RETURN QUERY SELECT * FROM audit.find_logs(audit.log_filter(tenant_id => tenant_activity.tenant_id, since => tenant_activity.since), max_rows, NULL);
 END
 $$;
 COMMENT ON FUNCTION tenant_activity(text, timestamptz, int) IS 'What happened in a tenant, newest first: rows of audit.get_logs. Errors: 22004 without a tenant; else as audit.get_logs.';
@@ -513,54 +600,72 @@ CREATE FUNCTION failed_logins(
     since      timestamptz DEFAULT now() - interval '24 hours',
     max_rows   int         DEFAULT 1000
 ) RETURNS SETOF log_page
-    LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 100
+    LANGUAGE plpgsql STABLE ROWS 100
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN QUERY SELECT * FROM audit.get_logs(
-        action => 'auth.login_failed', ip_address => failed_logins.ip_address, user_id => failed_logins.user_id,
-        since => failed_logins.since, page_size => max_rows);
+    PERFORM audit.note_read('failed_logins', jsonb_strip_nulls(jsonb_build_object(
+        'ip_address', ip_address, 'user_id', user_id, 'since', since, 'max_rows', max_rows)));
+    RETURN QUERY SELECT * FROM audit.find_logs(
+        audit.log_filter(action => 'auth.login_failed', ip_address => failed_logins.ip_address, user_id => failed_logins.user_id,
+                         since => failed_logins.since),
+        max_rows, NULL);
 END
 $$;
 COMMENT ON FUNCTION failed_logins(inet, text, timestamptz, int) IS 'Logins that failed (auth.login_failed), from an address or network, of a user, or all, newest first: rows of audit.get_logs. Errors: as audit.get_logs.';
+
+CREATE FUNCTION content_counts(f log_filter)
+    RETURNS TABLE (others int, operation text, action text, status text, relation_id int, events bigint)
+    LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+    SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    -- Their context is read only where it decides.
+    IF f.tenant_id IS NULL AND audit.reads_everything() THEN
+        RETURN QUERY
+        SELECT grouping(e.operation, e.action, e.status, e.relation_id), e.operation::text, e.action, e.status::text, e.relation_id, count(*)
+          FROM audit.log_event e
+         WHERE e.occurred_at >= f.since AND e.occurred_at < f.until
+         GROUP BY GROUPING SETS ((e.operation), (e.action), (e.status), (e.relation_id));
+    ELSE
+        RETURN QUERY
+        SELECT grouping(l.operation, l.action, l.status, l.relation_id), l.operation, l.action, l.status, l.relation_id, count(*)
+          FROM audit.log l
+         WHERE l.occurred_at >= f.since AND l.occurred_at < f.until AND l.event_at >= f.since AND l.event_at < f.until
+           AND (f.tenant_id IS NULL OR l.tenant_id = f.tenant_id)
+         GROUP BY GROUPING SETS ((l.operation), (l.action), (l.status), (l.relation_id));
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION content_counts(log_filter) IS 'Numbers of events of a time, of a tenant or of all, by operation, action, status and table: one of them at a time, others as grouping() of these four.';
 
 CREATE FUNCTION statistics(
     since     timestamptz DEFAULT now() - interval '30 days',
     until     timestamptz DEFAULT NULL,
     tenant_id text        DEFAULT NULL
 ) RETURNS TABLE (dimension text, key text, events bigint)
-    LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+    LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_custom_plan
 AS $$
 #variable_conflict use_column
 DECLARE
-    f CONSTANT audit.log_filter := audit.log_filter(NULL, tenant_id, NULL, NULL, NULL, NULL, NULL, NULL, since, until);
+    f CONSTANT audit.log_filter := audit.log_filter(tenant_id => tenant_id, since => since, until => until);
     unit CONSTANT text := CASE WHEN least(f.until, now()) <= f.since + interval '2 days' THEN 'hour' ELSE 'day' END;
 BEGIN
+    PERFORM audit.note_read('statistics', jsonb_strip_nulls(jsonb_build_object('since', since, 'until', until, 'tenant_id', tenant_id)));
     RETURN QUERY
     WITH context AS (
         SELECT grouping(c.user_id, c.tenant_id, p.period) AS others, c.user_id, c.tenant_id, p.period,
                coalesce(sum(c.event_count), 0)::bigint AS events
-          FROM audit.log_changeset c, LATERAL (VALUES (date_trunc(unit, c.occurred_at))) AS p (period)
+          FROM audit.visible_changeset c, LATERAL (VALUES (date_trunc(unit, c.occurred_at))) AS p (period)
          WHERE c.occurred_at >= f.since AND c.occurred_at < f.until
            AND (f.tenant_id IS NULL OR c.tenant_id = f.tenant_id)
          GROUP BY GROUPING SETS ((), (c.user_id), (c.tenant_id), (p.period))
-    ), event AS (
-        -- Their context is read only where it decides.
-        SELECT e.operation::text, e.action, e.status::text, e.relation_id
-          FROM audit.log_event e
-         WHERE f.tenant_id IS NULL AND e.occurred_at >= f.since AND e.occurred_at < f.until
-        UNION ALL
-        SELECT l.operation, l.action, l.status, l.relation_id
-          FROM audit.log l
-         WHERE l.tenant_id = f.tenant_id AND l.occurred_at >= f.since AND l.occurred_at < f.until
-           AND l.event_at >= f.since AND l.event_at < f.until
-    ), content AS (
-        SELECT grouping(e.operation, e.action, e.status, e.relation_id) AS others, e.operation, e.action, e.status,
-               e.relation_id, count(*) AS events
-          FROM event e
-         GROUP BY GROUPING SETS ((e.operation), (e.action), (e.status), (e.relation_id))
+    ), content AS MATERIALIZED (
+        SELECT * FROM audit.content_counts(f)
     ), counted AS (
         SELECT 1 AS place, 'total' AS dimension, NULL AS key, c.events FROM context c WHERE c.others = 7
         UNION ALL SELECT 2, 'operation', e.operation, e.events FROM content e WHERE e.others = 7
@@ -596,7 +701,7 @@ CREATE FUNCTION security_events(
     volume_minimum int         DEFAULT 1000,
     baseline       interval    DEFAULT '30 days'
 ) RETURNS SETOF security_event
-    LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+    LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_custom_plan
 AS $$
@@ -613,6 +718,9 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value',
                   HINT = 'since must be given, burst_count be 2 or more, burst_window positive, volume_factor and volume_minimum 1 or more, baseline a day or more.';
     END IF;
+    PERFORM audit.note_read('security_events', jsonb_strip_nulls(jsonb_build_object(
+        'tenant_id', tenant_id, 'since', since, 'burst_count', burst_count, 'burst_window', burst_window, 'volume_factor', volume_factor,
+        'volume_minimum', volume_minimum, 'baseline', baseline)));
     RETURN QUERY
     WITH marked AS MATERIALIZED (
         SELECT CASE WHEN l.action = 'auth.login_failed' THEN 'failed_login'
@@ -656,7 +764,7 @@ BEGIN
         HAVING max(n.in_window) >= burst_count
     ), context AS MATERIALIZED (
         SELECT c.occurred_at, c.user_id, c.tenant_id, c.ip_address, c.event_count, c.id
-          FROM audit.log_changeset c
+          FROM audit.visible_changeset c
          WHERE c.occurred_at >= earlier AND c.user_id IS NOT NULL AND (tenant IS NULL OR c.tenant_id = tenant)
     ), pair AS (
         SELECT c.user_id, c.ip_address, min(c.occurred_at) AS first_used, count(*) AS changesets,

@@ -145,7 +145,7 @@ BEGIN
         key := NULL; -- No such value, or a type that is gone.
     END;
     IF key IS DISTINCT FROM resource_id THEN
-        IF EXISTS (SELECT FROM audit.log_event e WHERE e.resource_id = row_key.resource_id AND e.relation_id = ANY (layouts)) THEN
+        IF EXISTS (SELECT FROM audit.key_events(target, layouts, row_key.resource_id) AS e WHERE e.resource_id = row_key.resource_id) THEN
             RETURN resource_id; -- The key was of another kind then.
         ELSIF names IS NULL THEN
             RAISE EXCEPTION 'rows of table % are recorded without a key', target
@@ -173,7 +173,7 @@ CREATE TYPE row_event AS (
 );
 COMMENT ON TYPE row_event IS 'An event that made or ended a version of a row, with its place in the order of versions.';
 
-CREATE FUNCTION key_events(layouts int[], key text) RETURNS SETOF row_event
+CREATE FUNCTION key_events(target regclass, layouts int[], key text) RETURNS SETOF row_event
     LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
     SET search_path = pg_catalog, pg_temp
     -- One plan for all calls of a session: the log may have many partitions, and a row has few versions.
@@ -185,6 +185,10 @@ DECLARE
     part audit.log_event[];
     times timestamptz[];
 BEGIN
+    IF NOT audit.reads_everything() THEN
+        RETURN QUERY SELECT * FROM audit.visible_key_events(target, layouts, key);
+        RETURN;
+    END IF;
     -- In parts, as the operator <@ compares a row's time with each of them.
     FOR part IN
         SELECT array_agg(numbered.e)
@@ -202,18 +206,39 @@ BEGIN
     LOOP
         times := ARRAY(SELECT DISTINCT e.occurred_at FROM unnest(part) AS e ORDER BY 1);
         RETURN QUERY
-        SELECT c.era, c.position, e.command, e.seq, c.occurred_at, c.id, e.relation_id, r.relid, e.operation, r.resource,
+        SELECT c.era, c.position, e.command, e.seq, c.occurred_at, c.id, e.relation_id, l.relid, e.operation, r.resource,
                e.resource_id, e.row_image, e.old_values, e.details, c.user_id, c.tenant_id, c.request_id, c.ip_address,
                c.reason, c.session_role
           FROM unnest(part) AS e
           JOIN audit.relation r ON r.id = e.relation_id
+          -- Under the oid that the table has here, also where a restore brought the record.
+          JOIN audit.table_layouts(target) AS l ON l.relation_id = e.relation_id
           JOIN audit.log_changeset c ON c.id = e.changeset_id AND c.occurred_at = e.occurred_at
          WHERE c.occurred_at >= times[1] AND c.occurred_at <= times[cardinality(times)]
            AND c.occurred_at = ANY (times) AND c.occurred_at OPERATOR(audit.<@) times;
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION key_events(int[], text) IS 'Events of the row with that key, in no order: under it, from it to another key, and TRUNCATEs of its tables.';
+COMMENT ON FUNCTION key_events(regclass, int[], text) IS 'Events of the row of that table with that key, in no order: under it, from it to another key, and TRUNCATEs of its tables.';
+
+CREATE FUNCTION visible_key_events(target regclass, layouts int[], key text) RETURNS SETOF row_event
+    LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+    SET search_path = pg_catalog, pg_temp
+    SET enable_nestloop = on
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT e.era, e.position, e.command, e.seq, e.occurred_at, e.changeset_id, e.relation_id, l.relid,
+           e.operation::audit.operation, e.resource, e.resource_id, coalesce(e.new_row, e.old_row),
+           (SELECT jsonb_object_agg(o.key, o.value) FROM jsonb_each(e.old_row) AS o WHERE o.key = ANY (e.changed_columns)),
+           e.details, e.user_id, e.tenant_id, e.request_id, e.ip_address, e.reason, e.session_role
+      FROM audit.log e
+      JOIN audit.table_layouts(target) AS l ON l.relation_id = e.relation_id
+     WHERE e.relation_id = ANY (layouts)
+       AND (e.resource_id = key OR e.details ->> 'old_resource_id' = key OR e.operation = 'TRUNCATE');
+END
+$$;
+COMMENT ON FUNCTION visible_key_events(regclass, int[], text) IS 'What audit.key_events gives to a tenant''s reader.';
 
 CREATE FUNCTION is_there(operation operation, resource_id text, key text) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -227,7 +252,7 @@ CREATE TYPE row_version AS (
 COMMENT ON TYPE row_version IS 'A row of audit.history.';
 
 CREATE FUNCTION history(target regclass, resource_id text) RETURNS SETOF row_version
-    LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 20
+    LANGUAGE plpgsql STABLE ROWS 20
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -238,9 +263,10 @@ DECLARE
     holder oid;
     e audit.row_event;
 BEGIN
+    PERFORM audit.note_read('history', jsonb_build_object('target', target, 'resource_id', resource_id));
     v.version := 0;
     FOR e IN
-        SELECT * FROM audit.key_events(layouts, key) o
+        SELECT * FROM audit.key_events(target, layouts, key) o
          ORDER BY o.era, o.position NULLS LAST, o.command, audit.is_there(o.operation, o.resource_id, key), o.seq
     LOOP
         IF e.operation = 'TRUNCATE' THEN
@@ -276,6 +302,28 @@ COMMENT ON FUNCTION row_changes(operation, jsonb, jsonb) IS 'What an event chang
 CREATE TYPE log_moment AS (era int, position pg_lsn, at timestamptz);
 COMMENT ON TYPE log_moment IS 'A time as a place in the order of commits: before that position of that era, or at the end where these are null.';
 
+CREATE FUNCTION commits_after(opened timestamptz, closed timestamptz, enough int) RETURNS TABLE (era int, "position" pg_lsn)
+    LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+    SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    IF audit.reads_everything() THEN
+        RETURN QUERY
+        SELECT c.era, c.position FROM audit.log_changeset c
+         WHERE c.occurred_at > opened AND c.occurred_at <= closed AND c.position IS NOT NULL
+         ORDER BY c.occurred_at LIMIT enough;
+    ELSE
+        RETURN QUERY
+        SELECT c.era, c.position FROM audit.visible_changeset c
+         WHERE c.occurred_at > opened AND c.occurred_at <= closed AND c.position IS NOT NULL
+         ORDER BY c.occurred_at LIMIT enough;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION commits_after(timestamptz, timestamptz, int) IS 'Places in the order of commits of the transactions that began next, as many as are enough.';
+
 CREATE FUNCTION log_moment(at timestamptz) RETURNS log_moment
     LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
     SET search_path = pg_catalog, pg_temp
@@ -302,11 +350,7 @@ BEGIN
     FOR i IN 0 .. 9 LOOP
         closed := CASE WHEN i < 9 AND opened > '-infinity' AND opened + interval '1 minute' * 8 ^ i < clock_timestamp()
                        THEN opened + interval '1 minute' * 8 ^ i ELSE 'infinity' END;
-        FOR later IN
-            SELECT c.era, c.position FROM audit.log_changeset c
-             WHERE c.occurred_at > opened AND c.occurred_at <= closed AND c.position IS NOT NULL
-             ORDER BY c.occurred_at LIMIT enough
-        LOOP
+        FOR later IN SELECT * FROM audit.commits_after(opened, closed, enough) LOOP
             seen := seen + 1;
             IF (later.era, later.position) >= (moment.era, moment.position) THEN
                 CONTINUE;
@@ -329,8 +373,32 @@ RETURN CASE WHEN position IS NULL THEN occurred_at <= (moment).at -- this transa
             ELSE (era, position) < ((moment).era, (moment).position) END;
 COMMENT ON FUNCTION is_before(int, pg_lsn, timestamptz, log_moment) IS 'Whether a changeset was committed by then.';
 
-CREATE FUNCTION row_as_of(target regclass, resource_id text, at timestamptz) RETURNS jsonb
+CREATE FUNCTION last_snapshot(layouts int[], at timestamptz) RETURNS log_moment
     LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    taken audit.log_moment;
+BEGIN
+    IF audit.reads_everything() THEN
+        SELECT c.era, c.position, c.occurred_at INTO taken
+          FROM (SELECT e.occurred_at, e.changeset_id FROM audit.log_event e
+                 WHERE e.operation = 'SNAPSHOT' AND e.relation_id = ANY (layouts) AND e.occurred_at <= at
+                 ORDER BY e.occurred_at DESC LIMIT 1) AS s
+          JOIN audit.log_changeset c ON c.id = s.changeset_id AND c.occurred_at = s.occurred_at;
+    ELSE
+        SELECT e.era, e.position, e.occurred_at INTO taken
+          FROM audit.log e
+         WHERE e.operation = 'SNAPSHOT' AND e.relation_id = ANY (layouts) AND e.occurred_at <= at AND e.event_at <= at
+         ORDER BY e.occurred_at DESC LIMIT 1;
+    END IF;
+    RETURN taken;
+END
+$$;
+COMMENT ON FUNCTION last_snapshot(int[], timestamptz) IS 'Place of the last snapshot of a table, given by its layouts, until a time; NULL without one.';
+
+CREATE FUNCTION row_as_of(target regclass, resource_id text, at timestamptz) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -339,10 +407,11 @@ DECLARE
     moment CONSTANT audit.log_moment := audit.log_moment(at);
     e audit.row_event;
     last audit.row_event;
-    taken record;
+    taken audit.log_moment;
 BEGIN
+    PERFORM audit.note_read('row_as_of', jsonb_build_object('target', target, 'resource_id', resource_id, 'at', at));
     FOR e IN
-        SELECT * FROM audit.key_events(layouts, key) o
+        SELECT * FROM audit.key_events(target, layouts, key) o
          WHERE audit.is_before(o.era, o.position, o.occurred_at, moment)
          ORDER BY o.era, o.position NULLS LAST, o.command, audit.is_there(o.operation, o.resource_id, key), o.seq
     LOOP
@@ -357,20 +426,10 @@ BEGIN
         RETURN NULL;
     END IF;
     -- Rows that a later snapshot of the table does not have went while it was not audited.
-    FOR taken IN
-        SELECT c.era, c.position, c.occurred_at
-          FROM (SELECT s.occurred_at, s.changeset_id FROM audit.log_event s
-                 WHERE s.operation = 'SNAPSHOT' AND s.relation_id = ANY (ARRAY(SELECT r.id FROM audit.relation r WHERE r.id = ANY (layouts) AND r.relid = last.relid))
-                   AND s.occurred_at <= at
-                 ORDER BY s.occurred_at DESC LIMIT 1) AS s
-          JOIN audit.log_changeset c ON c.id = s.changeset_id AND c.occurred_at = s.occurred_at
-    LOOP
-        IF (taken.era, taken.position) > (last.era, last.position)
-           AND audit.is_before(taken.era, taken.position, taken.occurred_at, moment)
-        THEN
-            RETURN NULL;
-        END IF;
-    END LOOP;
+    taken := audit.last_snapshot(ARRAY(SELECT l.relation_id FROM audit.table_layouts(target) AS l WHERE l.relid = last.relid), at);
+    IF (taken.era, taken.position) > (last.era, last.position) AND audit.is_before(taken.era, taken.position, taken.at, moment) THEN
+        RETURN NULL;
+    END IF;
     RETURN last.row_image;
 END
 $$;
@@ -388,7 +447,7 @@ BEGIN
     IF changeset_id IS NULL THEN
         RAISE EXCEPTION 'argument "changeset_id" must not be null' USING ERRCODE = 'null_value_not_allowed';
     END IF;
-    SELECT * INTO wanted FROM audit.log_changeset c
+    SELECT * INTO wanted FROM audit.visible_changeset c
      WHERE c.id = recorded_changeset.changeset_id
        AND c.occurred_at = audit.changeset_time(recorded_changeset.changeset_id);
     IF NOT FOUND THEN
@@ -406,13 +465,14 @@ CREATE TYPE column_change AS (
 COMMENT ON TYPE column_change IS 'A row of audit.diff.';
 
 CREATE FUNCTION diff(changeset_id uuid) RETURNS SETOF column_change
-    LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+    LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     of audit.changeset := audit.recorded_changeset(changeset_id);
 BEGIN
+    PERFORM audit.note_read('diff', jsonb_build_object('changeset_id', changeset_id));
     RETURN QUERY
     SELECT l.seq, l.operation, l.resource, l.resource_id, c.name, c.old_value, c.new_value
       FROM audit.log l

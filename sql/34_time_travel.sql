@@ -97,17 +97,17 @@ BEGIN
     WITH layout AS MATERIALIZED (
         SELECT * FROM audit.layout_columns(target)
     ), event AS MATERIALIZED (
-        SELECT row_number() OVER (ORDER BY c.era, c.position NULLS LAST, e.command, e.seq) AS place,
-               dense_rank() OVER (ORDER BY c.era, c.position NULLS LAST, e.command) AS step,
+        SELECT row_number() OVER (ORDER BY e.era, e.position NULLS LAST, e.command, e.seq) AS place,
+               dense_rank() OVER (ORDER BY e.era, e.position NULLS LAST, e.command) AS step,
                l.relid, l.key_numbers, e.operation, e.resource_id, e.details ->> 'old_resource_id' AS old_key, e.changeset_id,
-               CASE WHEN e.row_image IS NOT NULL THEN audit.current_image(e.row_image, l.names, l.missing) END AS image,
-               CASE e.operation WHEN 'UPDATE' THEN audit.current_image(e.row_image || e.old_values, l.names, l.missing) END AS old_image
-          FROM audit.log_event e
-          JOIN audit.log_changeset c ON c.id = e.changeset_id AND c.occurred_at = e.occurred_at
-          JOIN layout l ON l.relation_id = e.relation_id
-         WHERE e.relation_id = ANY (layouts) AND e.occurred_at <= (moment).at AND c.occurred_at <= (moment).at
+               CASE WHEN i.row_image IS NOT NULL THEN audit.current_image(i.row_image, l.names, l.missing) END AS image,
+               CASE e.operation WHEN 'UPDATE' THEN audit.current_image(e.old_row, l.names, l.missing) END AS old_image
+          FROM audit.log e
+          JOIN layout l ON l.relation_id = e.relation_id,
+               LATERAL (SELECT coalesce(e.new_row, e.old_row) AS row_image) AS i
+         WHERE e.relation_id = ANY (layouts) AND e.occurred_at <= (moment).at AND e.event_at <= (moment).at
            AND e.operation IN ('INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'SNAPSHOT')
-           AND audit.is_before(c.era, c.position, c.occurred_at, moment)
+           AND audit.is_before(e.era, e.position, e.occurred_at, moment)
     ), reset AS (
         -- After a TRUNCATE a table is empty; a snapshot has all of its rows.
         SELECT r.relid, max(r.place) AS place
@@ -159,7 +159,7 @@ END;
 COMMENT ON FUNCTION known_values(jsonb, text[]) IS 'An image without values that were not recorded: digests, and masks where the column is not of text.';
 
 CREATE FUNCTION table_as_of(row_type anyelement, at timestamptz) RETURNS SETOF anyelement
-    LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+    LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
     -- Values are read as they were written.
     SET DateStyle = 'ISO' SET IntervalStyle = 'postgres' SET TimeZone = 'UTC' SET lc_monetary = 'C'
@@ -176,6 +176,7 @@ BEGIN
         RAISE EXCEPTION 'type % is not the row type of a table', pg_typeof(row_type)
             USING ERRCODE = 'wrong_object_type', HINT = 'Pass a null of the table''s type: audit.table_as_of(NULL::account, now()).';
     END IF;
+    PERFORM audit.note_read('table_as_of', jsonb_build_object('target', target, 'at', at));
     -- Parsed afresh each time: the table's columns may have changed since the session's last call.
     RETURN QUERY EXECUTE
         'SELECT r.*

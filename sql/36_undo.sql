@@ -328,7 +328,7 @@ BEGIN
     END IF;
     -- By whom: the last one who wrote it.
     SELECT o.changeset_id, o.user_id INTO later
-      FROM audit.key_events(audit.recorded_layouts(c.relid), audit.row_key_of(c.relid, coalesce(CASE WHEN is_new IS NULL THEN c.old_row END, c.new_row), c.key_columns)) AS o
+      FROM audit.key_events(c.relid, audit.recorded_layouts(c.relid), audit.row_key_of(c.relid, coalesce(CASE WHEN is_new IS NULL THEN c.old_row END, c.new_row), c.key_columns)) AS o
      WHERE o.position IS NULL OR (o.era, o.position) > (of.era, of.position)
      ORDER BY o.era DESC, o.position DESC NULLS FIRST, o.command DESC, o.seq DESC LIMIT 1;
     RETURN what || CASE WHEN later.changeset_id IS NULL THEN ''
@@ -431,6 +431,7 @@ DECLARE
     s audit.undo_step;
     changed_rows bigint;
 BEGIN
+    PERFORM audit.note_read('undo', pg_catalog.jsonb_build_object('changeset_id', changeset_id, 'dry_run', dry_run));
     IF dry_run IS FALSE THEN
         PERFORM audit.undo_refused(of, steps);
         PERFORM pg_catalog.set_config('audit.context', audit.undo_context(context, changeset_id), true);

@@ -6,7 +6,8 @@ use audit_core::jsonb::{Writer, put_quoted};
 
 use crate::context::{Context, Key, Keys};
 use crate::error::Error;
-use crate::pg::session;
+use crate::isolated::Outcome;
+use crate::pg::{session, shmem};
 use crate::transaction::{self, Event, Image};
 use crate::{actions, gucs, isolated, suspension};
 
@@ -73,8 +74,8 @@ pub fn has_user() -> Result<bool, Error> {
     Ok(Context::current()?.get(Key::UserId).is_some())
 }
 
-/// Records that the log was read, where `audit.log_reads` asks for it. Inserted at the end of the transaction, so that a read
-/// does not find itself.
+/// Records that the log was read, where `audit.log_reads` asks for it: through the worker, if there is one, so that it stays
+/// when the reader rolls back; else at the end of the transaction, so that a read does not find itself.
 pub fn note_read(function: &[u8], arguments: Option<&[u8]>) -> Result<(), Error> {
     if !gucs::log_reads() || !gucs::enabled() {
         return Ok(());
@@ -87,10 +88,17 @@ pub fn note_read(function: &[u8], arguments: Option<&[u8]>) -> Result<(), Error>
     if session::is_standby() {
         return Err(Error::OnStandby);
     }
+    let report = Report { resource: Some(&resource), ..Report::of(b"audit.read") };
+    let details = Details::new(Some(&details))?;
+    if let Some(queue) = shmem::queue() {
+        match isolated::write(queue, &event(&report, details.jsonb()?.as_ref()))? {
+            Outcome::Written | Outcome::Late => return Ok(()),
+            Outcome::Lost(_) => {}
+        }
+    }
     // A transaction that has something to record has an id, or a later parallel query could not ask for one.
     session::transaction_id();
-    let report = Report { resource: Some(&resource), ..Report::of(b"audit.read") };
-    record(&report, Details::new(Some(&details))?, Subject::Context)
+    record(&report, details, Subject::Context)
 }
 
 /// Whose event it is.

@@ -33,7 +33,7 @@ pub enum Error {
     /// 55000
     UnverifiedContext { table: String },
     /// 55000
-    NoTokens { setting: &'static str },
+    NoTokens { problem: &'static str },
     /// 28000
     Token(TokenError),
     /// 22023
@@ -186,7 +186,7 @@ impl Error {
                 crate::pg::session::VERSION
             ),
             Error::MissingContext { keys, .. } => format!("Not set: {keys}."),
-            Error::NoTokens { setting } => format!("{setting} is empty."),
+            Error::NoTokens { problem } => (*problem).into(),
             Error::Token(error) => error.to_string(),
             Error::TokenClaims { problem } | Error::ContextKeys { problem } | Error::Preset { problem, .. } => {
                 problem.clone()

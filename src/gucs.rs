@@ -1,8 +1,9 @@
 //! The settings: name, static, definition, accessor. Those of the context are in `context.rs`.
 
 use std::ffi::CString;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::pg::guc::{define_context_claims, define_context_preset, define_track_timing};
+use crate::pg::guc::{define_context_claims, define_context_preset, define_track_timing, has_value};
 use crate::pg::session;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 
@@ -17,6 +18,7 @@ static WITNESS_KEYS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>
 static CONTEXT_KEYS_FILE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static CONTEXT_AUDIENCE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static CONTEXT_CLAIMS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static LOST_CLAIMS: AtomicBool = AtomicBool::new(false);
 static CONTEXT_PRESET: GucSetting<ContextPreset> = GucSetting::<ContextPreset>::new(ContextPreset::Off);
 static LOG_FAILURES: GucSetting<LogFailures> = GucSetting::<LogFailures>::new(LogFailures::Audited);
 static LOG_ROLLBACKS: GucSetting<bool> = GucSetting::<bool>::new(false);
@@ -152,7 +154,13 @@ pub fn init() {
         GucContext::Sighup,
         GucFlags::default(),
     );
+    let had_value = has_value(c"audit.context_claims");
     define_context_claims(&CONTEXT_CLAIMS);
+    // What connection or role gave before the library was here took the place of what the configuration says, and was
+    // refused just now. The usual mapping may not be the administrator's.
+    if had_value && context_claims().is_none() && !session::is_preloading() {
+        LOST_CLAIMS.store(true, Ordering::Relaxed);
+    }
     // Off: who has such settings made, and whether others can, is for the administrator to know.
     define_context_preset(&CONTEXT_PRESET);
     // What an investigator looks for first, and what costs nothing while nothing fails.
@@ -275,6 +283,11 @@ pub fn context_audience() -> Vec<String> {
 /// The mapping of claims, or `None` for the usual one.
 pub fn context_claims() -> Option<String> {
     text(&CONTEXT_CLAIMS)
+}
+
+/// Whether the configuration may have a mapping that this session does not know.
+pub fn lost_context_claims() -> bool {
+    LOST_CLAIMS.load(Ordering::Relaxed) && context_claims().is_none()
 }
 
 pub fn context_preset() -> ContextPreset {

@@ -35,10 +35,15 @@ thread_local! {
 
 /// Checks a token, and sets the keys of the context that tokens say to what it says: those of which it says nothing to none.
 pub fn set_context_token(text: &[u8], is_local: bool) -> Result<(), Error> {
-    let path = gucs::context_keys_file().ok_or(Error::NoTokens { setting: "audit.context_keys_file" })?;
+    let path = gucs::context_keys_file().ok_or(Error::NoTokens { problem: "audit.context_keys_file is empty." })?;
     let audiences = gucs::context_audience();
     if audiences.is_empty() {
-        return Err(Error::NoTokens { setting: "audit.context_audience" });
+        return Err(Error::NoTokens { problem: "audit.context_audience is empty." });
+    }
+    if gucs::lost_context_claims() {
+        return Err(Error::NoTokens {
+            problem: "The connection or the role gave audit.context_claims a value, which is not theirs to give.",
+        });
     }
     let keys = keys(path)?;
     let text = std::str::from_utf8(text).map_err(|_| Error::Token(TokenError::Malformed))?;

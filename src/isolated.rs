@@ -18,16 +18,45 @@ const MILLISECOND: i64 = 1000;
 /// How often to look whether there is room again.
 const ROOM_WAIT_MS: i64 = 5;
 
+/// What became of an event.
+pub enum Outcome {
+    Written,
+    /// The worker has it, and could not write it yet.
+    Late,
+    Lost(&'static str),
+}
+
 /// Records an event through the worker; returns when it is committed, or after a WARNING.
 pub fn log(event: &Event) -> Result<(), Error> {
     let queue = shmem::queue().ok_or(Error::NotPreloaded { what: "isolated events" })?;
-    let Some(database) = queue.database(session::database()) else {
-        lost("too many databases have messages in the audit queue", None);
-        return Ok(());
+    let database = queue.database(session::database());
+    let count = |counter| {
+        if let Some(database) = database {
+            database.count(counter, 1);
+        }
     };
-    let lost = |why: &str| {
-        lost(why, Some(database));
-        Ok(())
+    match write(queue, event)? {
+        Outcome::Written => {}
+        Outcome::Late => {
+            count(Counter::IsolatedLate);
+            report::warn(
+                &Error::IsolatedEvent { what: "is not written yet" },
+                "It is in the audit queue and will be written when the audit worker can.",
+            );
+        }
+        Outcome::Lost(why) => {
+            count(Counter::IsolatedLost);
+            report::warn(&Error::IsolatedEvent { what: "is lost" }, &format!("The event could not be written: {why}."));
+        }
+    }
+    Ok(())
+}
+
+/// Has the worker write and commit an event.
+pub fn write(queue: Queue, event: &Event) -> Result<Outcome, Error> {
+    let lost = |why| Ok(Outcome::Lost(why));
+    let Some(database) = queue.database(session::database()) else {
+        return lost("too many databases have messages in the audit queue");
     };
     if session::is_standby() {
         return lost("the server is in recovery");
@@ -46,24 +75,10 @@ pub fn log(event: &Event) -> Result<(), Error> {
     };
     queue.publish(database, reserved);
     match wait_for_answer(queue, ticket, deadline) {
-        Some(true) => Ok(()),
+        Some(true) => Ok(Outcome::Written),
         Some(false) => lost("the audit worker could not write it"),
-        None => {
-            database.count(Counter::IsolatedLate, 1);
-            report::warn(
-                &Error::IsolatedEvent { what: "is not written yet" },
-                "It is in the audit queue and will be written when the audit worker can.",
-            );
-            Ok(())
-        }
+        None => Ok(Outcome::Late),
     }
-}
-
-fn lost(why: &str, database: Option<&shmem::Database>) {
-    if let Some(database) = database {
-        database.count(Counter::IsolatedLost, 1);
-    }
-    report::warn(&Error::IsolatedEvent { what: "is lost" }, &format!("The event could not be written: {why}."));
 }
 
 fn wait_for_room(queue: Queue, message: &[u8], ticket: Ticket, deadline: i64) -> Option<Reserved> {

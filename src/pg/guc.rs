@@ -234,6 +234,12 @@ pub fn stamps() -> [Option<Stamp>; CONTEXT_SETTINGS.len()] {
     STAMPS.get()
 }
 
+/// Whether there is a setting of this name, whoever made it.
+pub fn has_value(name: &CStr) -> bool {
+    // SAFETY: as in `is_option`.
+    unsafe { !pg_sys::GetConfigOption(name.as_ptr(), true, false).is_null() }
+}
+
 /// The value of a setting, whoever made it; empty where there is none.
 pub fn option(name: &CStr) -> Vec<u8> {
     // SAFETY: as in `is_option`.

@@ -28,6 +28,16 @@ thread_local! {
     static IS_PLANNED: Cell<bool> = const { Cell::new(false) };
 }
 
+#[pg_extern(stable, parallel_safe, support = simplify_reads_everything)]
+fn reads_everything() -> bool {
+    report::ok(is_free())
+}
+
+#[pg_extern(immutable, parallel_safe)]
+fn simplify_reads_everything(request: Internal) -> Internal {
+    report::ok(simplify(request, the_answer))
+}
+
 #[pg_extern(stable, parallel_safe, cost = 10, support = simplify_tenant_visible)]
 fn tenant_visible(tenant_id: Option<Text>, fcinfo: pg_sys::FunctionCallInfo) -> bool {
     // SAFETY: PostgreSQL passed it; pgrx keeps nothing in it for functions that return one value.
@@ -52,7 +62,7 @@ fn simplify_fenced(request: Internal) -> Internal {
 }
 
 /// Whether the current role may read the log's tables themselves, whatever the tenant.
-fn reads_everything() -> Result<bool, Error> {
+fn is_free() -> Result<bool, Error> {
     let table = catalog::own_table(&store::CHANGESET)?;
     // SAFETY: look-ups in the catalog.
     let result =
@@ -115,7 +125,13 @@ pub(super) unsafe fn bound_tenants_array(fcinfo: pg_sys::FunctionCallInfo) -> Re
 unsafe fn is_visible(tenant: Option<Text>, fcinfo: pg_sys::FunctionCallInfo) -> Result<bool, Error> {
     // SAFETY: the caller's word.
     let known = unsafe { Known::of(fcinfo) }?;
-    Ok(tenant.is_some_and(|tenant| known.tenants.contains(&tenant.0)) || reads_everything()?)
+    Ok(tenant.is_some_and(|tenant| known.tenants.contains(&tenant.0)) || is_free()?)
+}
+
+/// In place of `reads_everything()`: what it would return.
+unsafe fn the_answer(_: *mut pg_sys::FuncExpr, is_free: bool) -> *mut pg_sys::Node {
+    // SAFETY: makes a node.
+    unsafe { pg_sys::makeBoolConst(is_free, false) }
 }
 
 /// In place of `tenant_visible(tenant_id)`: true, or `tenant_id = ANY (audit.bound_tenants())`.
@@ -191,8 +207,8 @@ fn simplify(
         (*(*root).glob).dependsOnRole = true;
     }
     IS_PLANNED.set(true);
-    let is_free = reads_everything()?;
-    // SAFETY: the functions that have this support have an argument.
+    let is_free = is_free()?;
+    // SAFETY: the functions that have this support have the arguments that their answers need.
     let node = unsafe { answer(call, is_free) };
     Ok(Internal::from(Some(pg_sys::Datum::from(node))))
 }

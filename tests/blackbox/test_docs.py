@@ -140,6 +140,23 @@ def test_pages_have_sql():
     assert counts["README.md"] >= 2 and counts["format.md"] >= 3 and counts["reference.md"] >= 5, counts
 
 
+def test_reference_is_complete(conn):
+    """Every function and view is in reference.md with an example that was run here, or named there as a part of others."""
+    reference = (ROOT / "docs" / "reference.md").read_text()
+    described, _, of_others = reference.partition("\n## Parts\n")
+    inner = set(re.findall(r"`(\w+)`", of_others))
+    executed = "".join(text for page in PAGES for _, kind, _, text in parts(page) if kind == "sql")
+    members = [name for (name,) in conn.execute(
+        "SELECT proname::text FROM pg_proc WHERE pronamespace = 'audit'::regnamespace"
+        " UNION SELECT relname FROM pg_class WHERE relnamespace = 'audit'::regnamespace AND relkind = 'v'")]  # fmt: skip
+    for name in members:
+        if name not in inner:
+            assert re.search(rf"\baudit\.{name}\b", described), f"{name} has no entry"
+            assert re.search(rf"\baudit\.{name}\b", executed), f"{name} has no example"
+    tables = conn.execute("SELECT relname::text FROM pg_class WHERE relnamespace = 'audit'::regnamespace AND relkind IN ('r', 'p')")
+    assert [name for (name,) in tables if name not in inner and f"audit.{name}" not in described] == []
+
+
 def test_links():
     """Links within the project lead to a file and, where they name one, to a heading."""
     for page in PAGES:

@@ -347,14 +347,13 @@ CALLS = ["audit.history('t', '1')", "audit.row_as_of('t', '1', now())", "audit.t
 def test_for_readers_alone(conn, role, call):
     conn.execute("CREATE TABLE t (id int PRIMARY KEY); SELECT audit.enable('t'); INSERT INTO t VALUES (1)")
     arguments = {"id": last_changeset(conn)}
-    user, reader, tenant_reader = role(), role(), role()
-    conn.execute(f"GRANT SELECT ON t TO {user}, {tenant_reader}")
-    conn.execute("SELECT audit.grant_reader(%s), audit.grant_tenant_reader(%s, 'acme')", [reader, tenant_reader])
-    for name in (user, tenant_reader):
-        conn.execute(f"SET SESSION AUTHORIZATION {name}")
-        with sqlstate("42501"):
-            conn.execute(f"SELECT * FROM {call}", arguments)
-        conn.execute("RESET SESSION AUTHORIZATION")
+    user, reader = role(), role()
+    conn.execute(f"GRANT SELECT ON t TO {user}")
+    conn.execute("SELECT audit.grant_reader(%s)", [reader])
+    conn.execute(f"SET SESSION AUTHORIZATION {user}")
+    with sqlstate("42501"):
+        conn.execute(f"SELECT * FROM {call}", arguments)
+    conn.execute("RESET SESSION AUTHORIZATION")
     # Without any right on the table itself: the log is what he reads.
     conn.execute(f"SET SESSION AUTHORIZATION {reader}")
     assert len(conn.execute(f"SELECT * FROM {call}", arguments).fetchall()) == 1

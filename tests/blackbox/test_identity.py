@@ -499,6 +499,26 @@ def test_no_session_chooses_what_it_is_checked_by(session):
     session.app.rollback()
 
 
+def test_no_connection_undoes_the_mapping(new_cluster, signer):
+    """Without the library preloaded, an option of the connection hides what the configuration says: then no token counts."""
+    server = new_cluster()
+    keys = write_keys(server, signer.jwks())
+    server.configure(**{"audit.context_keys_file": str(keys), "audit.context_audience": AUDIENCE,
+                        "audit.context_claims": "user_id=email"})  # fmt: skip
+    server.reload()
+    with server.connect() as conn:
+        conn.execute("CREATE EXTENSION audit_ext")
+    token = signer.token(sub="x", email="ann")
+    for options in ("", "-c audit.context_claims=user_id=sub", "-c audit.context_claims="):
+        with server.connect(options=options, autocommit=False) as conn:
+            if options:
+                with sqlstate("55000"):
+                    conn.execute("SELECT audit.set_context_token(%s)", [token])
+                continue
+            conn.execute("SELECT audit.set_context_token(%s)", [token])
+            assert conn.execute("SELECT current_setting('audit.user_id')").fetchone() == ("ann",)
+
+
 def test_files_of_keys(session, signer, trusting, configured):
     """Read anew when it changes; refused when others could read it or when it is none."""
     path = trusting.folder / "context_keys.json"

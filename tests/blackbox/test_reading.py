@@ -389,6 +389,39 @@ def test_security_events_of_a_tenant(log):
     assert log.year.victim in {row["user_id"] for row in found if row["kind"] == "burst_of_user"}
 
 
+@pytest.fixture
+def of_tenant(log):
+    """A reader of the largest tenant."""
+    name = f"{log.name}_reader"
+    log.conn.execute(f"CREATE ROLE {name} LOGIN")
+    log.conn.execute("SELECT audit.grant_tenant_reader(%s, %s)", [name, log.year.tenants[0]])
+    with log.cluster.connect(log.name, user=name) as conn:
+        yield conn
+    log.conn.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+def test_a_tenants_reader(log, of_tenant):
+    """His answers are those that the whole log gives of his tenant."""
+    tenant = log.year.tenants[0]
+    r = random.Random(8)
+    found = 0
+    for _ in range(25):
+        filters = some_filters(log, r)
+        expected = [] if filters.get("tenant_id", tenant) != tenant else keys(log.expected(**{**filters, "tenant_id": tenant}))
+        sizes = iter(lambda: r.choice([20, 100, 999]) if len(expected) < 2000 else 5000, None)
+        assert list(log.pages(sizes, conn=of_tenant, **filters)) == expected, filters
+        arguments = ", ".join(f"{name} => %s" for name in filters)
+        assert of_tenant.execute(f"SELECT audit.count_logs({arguments})", [*filters.values()]).fetchone()[0] == len(expected), filters
+        found += len(expected)
+    assert found > 500
+    since = log.year.end - datetime.timedelta(days=60)
+    query = "SELECT * FROM audit.statistics(%s, tenant_id => %s)"
+    assert of_tenant.execute(query, [since, None]).fetchall() == log.conn.execute(query, [since, tenant]).fetchall()
+    query = "SELECT * FROM audit.security_events(%s, since => %s)"
+    week = log.year.end - datetime.timedelta(days=7)
+    assert of_tenant.execute(query, [None, week]).fetchall() == log.conn.execute(query, [tenant, week]).fetchall()
+
+
 # Beside the year
 
 

@@ -321,6 +321,25 @@ def test_history_goes_on(source):
         assert conn.execute("SELECT count(*) FROM audit.history('app.b', '1')").fetchone() == (3,)
 
 
+def test_rows_that_were_restored_are_truncated(source):
+    with source.restored() as conn:
+        conn.execute("TRUNCATE app.a; TRUNCATE child")
+        assert conn.execute("SELECT array_agg(operation) FROM audit.history('app.a', '1')").fetchone() == (["INSERT", "TRUNCATE"],)
+        assert conn.execute("SELECT audit.row_as_of('app.a', '1', now())").fetchone() == (None,)
+        assert conn.execute("SELECT * FROM audit.table_as_of(NULL::app.a, now())").fetchall() == []
+        assert conn.execute("SELECT * FROM audit.table_as_of(NULL::child, now())").fetchall() == []
+
+
+def test_a_snapshot_after_the_restore(source):
+    """It has all rows of the table: one that went unrecorded before it is gone."""
+    with source.restored() as conn:
+        conn.execute("SELECT audit.disable('app.a'); DELETE FROM app.a; SELECT audit.enable('app.a', snapshot => true)")
+        conn.execute("INSERT INTO app.a VALUES (7)")
+        conn.execute("SELECT audit.enable('app.a', snapshot => true)")
+        assert conn.execute("SELECT audit.row_as_of('app.a', '1', now())").fetchone() == (None,)
+        assert conn.execute("SELECT id FROM audit.table_as_of(NULL::app.a, now())").fetchall() == [(7,)]
+
+
 def test_events_with_details(source):
     """The restored index knows the range that they come to, so it is told at the commit."""
     with source.restored() as conn:

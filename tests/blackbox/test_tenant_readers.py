@@ -141,9 +141,10 @@ def test_nothing_but_the_view(conn, acme):
             readable.add(relation)
         except psycopg.errors.InsufficientPrivilege:
             pass
-    assert readable == {"audit.log", "audit.relation", "audit.action"}
+    assert readable == {"audit.log", "audit.visible_changeset", "audit.relation", "audit.local_layout", "audit.ledger", "audit.action"}
     some = "'00000000-0000-7000-8000-000000000000'"
     for call in (f"canonical({some})", f"canonical({some}, 0)", f"verify_event({some}, 0)", "merkle_root('{}')",
+                 f"undo({some})", "next_events(NULL, NULL, NULL, NULL)", "next_changesets(NULL, NULL, NULL, NULL, 1)",
                  "enable('doc')", "disable('doc')", "grant_tenant_reader(current_user::regrole, 'globex')",
                  "grant_reader(current_user::regrole)", "grant_admin(current_user::regrole)"):  # fmt: skip
         with sqlstate(DENIED):
@@ -158,7 +159,7 @@ def test_nothing_but_the_view(conn, acme):
     ):
         with sqlstate(DENIED, "55000"):
             acme.execute(statement)
-    assert seen(acme, "SELECT * FROM pg_stats WHERE schemaname = 'audit' AND tablename NOT IN ('relation', 'action')") == ""
+    assert seen(acme, "SELECT * FROM pg_stats WHERE schemaname = 'audit' AND tablename NOT IN ('relation', 'local_layout', 'ledger', 'action')") == ""
 
 
 # --- leaky functions and operators --------------------------------------------------------------------------------
@@ -301,6 +302,211 @@ def test_time_alone_reaches_the_tables(readers, acme):
                 name = predicate.split()[0]
                 if relation.startswith("event") and "c_2" not in conditions:  # c_2: his own pending ones
                     assert name not in conditions or "fenced" in conditions and "tenant_id" in conditions, conditions
+
+
+# --- functions ----------------------------------------------------------------------------------------------------
+
+
+def both(readers, acme, call, of_acme=None):
+    """What a call returns to the tenant's reader, and to who may read everything."""
+    rows = "SELECT to_jsonb(f)::text FROM audit.{} f"
+    return (acme.execute(rows.format(call)).fetchall(),
+            readers.everything.execute(rows.format(of_acme or call)).fetchall())  # fmt: skip
+
+
+CALLS = [
+    # As the tenant's reader calls it, and what then is the same for a reader of everything.
+    ("get_logs(page_size => 10000)", "get_logs(tenant_id => 'acme', page_size => 10000)"),
+    ("get_logs(action => 'acme-action')", None),
+    ("get_logs(action => '*', since => now() - interval '1 day')", "get_logs(action => '*', tenant_id => 'acme', since => now() - interval '1 day')"),
+    ("get_logs(resource => 'public.doc', status => 'success', page_size => 9999)", "get_logs(resource => 'public.doc', tenant_id => 'acme', page_size => 9999)"),
+    ("get_logs(resource_id => 'acme-1')", None),
+    ("get_logs(user_id => 'acme-user', page_size => 7)", None),
+    ("get_logs(request_id => 'acme-request', page_size => 7)", None),
+    ("get_logs(ip_address => '10.0.0.0/8', page_size => 5000)", "get_logs(tenant_id => 'acme', page_size => 5000)"),
+    ("count_logs()", "count_logs(tenant_id => 'acme')"),
+    ("count_logs(resource => 'public.doc')", "count_logs(resource => 'public.doc', tenant_id => 'acme')"),
+    ("count_logs(ip_address => '10.0.0.0/8')", "count_logs(tenant_id => 'acme')"),
+    ("user_activity('acme-user')", None),
+    ("tenant_activity('acme')", None),
+    ("failed_logins()", "get_logs(tenant_id => 'acme', action => 'auth.login_failed')"),
+    ("statistics()", "statistics(tenant_id => 'acme')"),
+    ("statistics(now() - interval '1 hour')", "statistics(now() - interval '1 hour', tenant_id => 'acme')"),
+    ("security_events(volume_minimum => 1, burst_count => 2)", "security_events('acme', volume_minimum => 1, burst_count => 2)"),
+    ("history('doc', 'acme-1')", None),
+    ("history('doc', 'acme-2')", None),
+    ("row_as_of('doc', 'acme-1', now())", None),
+    ("row_as_of('doc', 'acme-2', now())", None),
+]
+
+
+@pytest.fixture
+def questioned(conn, readers):
+    """Some failed logins too, and the log in its indexes."""
+    for tenant in ("acme", "globex", ""):
+        with conn.transaction():
+            conn.execute("SELECT audit.set_context(tenant_id => %s, ip_address => '10.7.0.1')", [tenant])
+            for n in range(5):
+                conn.execute("SELECT audit.log_login_failed(%s, %s)", [f"{tenant or 'nobody'}-victim", f"reason-{n}"])
+    readers.everything = readers.connect(readers.all)
+    return readers
+
+
+def test_functions_answer_for_the_tenant(questioned, acme):
+    for call, of_acme in CALLS:
+        of_tenant, of_all = both(questioned, acme, call, of_acme)
+        assert of_tenant == of_all and of_tenant, call
+    answered = {call.split("(")[0] for call, _ in CALLS}
+    assert answered >= {"get_logs", "count_logs", "statistics", "security_events", "history", "row_as_of"}
+    (changeset,) = acme.execute("SELECT changeset_id FROM audit.log WHERE operation = 'UPDATE' LIMIT 1").fetchone()
+    of_tenant, of_all = both(questioned, acme, f"diff('{changeset}')")
+    assert of_tenant == of_all and of_tenant
+    questioned.conn.execute("GRANT SELECT ON doc TO PUBLIC")
+    rows = "SELECT * FROM audit.table_as_of(NULL::doc, now()) WHERE id LIKE 'acme%' ORDER BY id"
+    everything = acme.execute("SELECT * FROM audit.table_as_of(NULL::doc, now()) ORDER BY id").fetchall()
+    assert everything == questioned.everything.execute(rows).fetchall() == acme.execute("SELECT * FROM doc WHERE id LIKE 'acme%' ORDER BY id").fetchall()
+
+
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_pages_of_a_tenant(questioned, acme, size):
+    found, after = [], None
+    while True:
+        rows = acme.execute("SELECT cursor, to_jsonb(l) - 'cursor' FROM audit.get_logs(page_size => %s, after => %s) l", [size, after]).fetchall()
+        found += [row for _, row in rows]
+        if len(rows) < size:
+            break
+        after = rows[-1][0]
+    query = "SELECT to_jsonb(l) FROM audit.log l WHERE tenant_id = 'acme' ORDER BY occurred_at DESC, changeset_id DESC, seq DESC"
+    assert found == [row for (row,) in questioned.conn.execute(query).fetchall()]
+
+
+FOREIGN = [
+    "get_logs(tenant_id => 'globex')",
+    "get_logs(user_id => 'globex-user')",
+    "get_logs(action => 'globex-action')",
+    "get_logs(action => 'globex*')",
+    "get_logs(resource_id => 'globex-1')",
+    "get_logs(resource => 'globex-resource')",
+    "get_logs(request_id => 'globex-request')",
+    "get_logs(ip_address => '10.2.0.0/16')",
+    "get_logs(user_id => 'nobody-user', page_size => 10000)",
+    "tenant_activity('globex')",
+    "user_activity('globex-user')",
+    "failed_logins(user_id => 'globex-victim')",
+    "security_events('globex', volume_minimum => 1)",
+    "history('doc', 'globex-1')",
+]
+
+
+def test_functions_tell_nothing_of_others(questioned, acme):
+    """What belongs to others is as if it were nowhere: in rows, errors, and the numbers of a plan."""
+    for call in FOREIGN:
+        assert questioned.everything.execute(f"SELECT FROM audit.{call}").rowcount > 0, call
+        absent = call.replace("globex", "absent").replace("nobody", "absent").replace("10.2.", "10.9.")
+        assert acme.execute(f"SELECT FROM audit.{call}").rowcount == 0, call
+        assert numbers(acme, f"SELECT * FROM audit.{call}") == numbers(acme, f"SELECT * FROM audit.{absent}"), call
+    for call in ("count_logs(tenant_id => 'globex')", "count_logs(user_id => 'globex-user')", "count_logs(resource_id => 'globex-1')",
+                 "count_logs(action => 'globex-action')", "count_logs(request_id => 'globex-request')"):  # fmt: skip
+        assert acme.execute(f"SELECT audit.{call}").fetchone() == (0,)
+    assert acme.execute("SELECT audit.row_as_of('doc', 'globex-1', now())").fetchone() == (None,)
+    assert acme.execute("SELECT * FROM audit.statistics(tenant_id => 'globex')").fetchall() == [("total", None, 0)]
+    (changeset,) = questioned.conn.execute("SELECT id FROM audit.changeset WHERE tenant_id = 'globex' LIMIT 1").fetchone()
+    messages = []
+    for number in (str(changeset), "01900000-0000-7000-8000-000000000000"):
+        with sqlstate("22023") as caught:
+            acme.execute(f"SELECT * FROM audit.diff('{number}')")
+        messages.append(str(caught.error).replace(number, ""))
+    assert messages[0] == messages[1]
+
+
+def test_leaks_around_functions(questioned, acme):
+    """A condition of the reader's own is tried on what a function returns, and that is his."""
+    notices = []
+    acme.add_notice_handler(lambda notice: notices.append(notice.message_primary))
+    acme.execute(LEAKS)
+    for call in ("get_logs(page_size => 9999)", "statistics()", "security_events(volume_minimum => 1)", "history('doc', 'acme-1')",
+                 "history('doc', 'globex-1')", "table_as_of(NULL::doc, now())", "uncatalogued_actions()"):  # fmt: skip
+        acme.execute(f"SELECT count(*) FROM audit.{call} l WHERE pg_temp.leak(l)")
+        acme.execute(f"SELECT count(*) FROM pg_am LEFT JOIN audit.{call} l ON pg_temp.leak(l::text)")
+        try:
+            acme.execute(f"SELECT (l::text)::int FROM audit.{call} l")
+        except psycopg.Error as error:
+            notices.append(str(error))
+    text = "\n".join(notices)
+    assert of_acme_alone(text.replace("absent", ""))
+
+
+@pytest.mark.parametrize("planner", PLANNERS)
+def test_leaks_around_changesets(acme, planner):
+    """The view beneath the functions holds as audit.log does."""
+    notices = []
+    acme.add_notice_handler(lambda notice: notices.append(notice.message_primary))
+    acme.execute(LEAKS + ";" + planner)
+    columns = [c for (c,) in acme.execute("SELECT attname FROM pg_attribute WHERE attrelid = 'audit.visible_changeset'::regclass AND attnum > 0").fetchall()]
+    predicates = [f"pg_temp.leak(c.{column})" for column in columns] + [
+        f"c.{column} OPERATOR(pg_temp.{operator}) 'mine'" for column in ("user_id", "tenant_id", "request_id", "reason")
+        for operator in ("<<<", "===", "~~~")]  # fmt: skip
+    for predicate in predicates:
+        for query in ("SELECT count(*) FROM audit.visible_changeset c WHERE {}", "EXPLAIN SELECT * FROM audit.visible_changeset c WHERE {}",
+                      "SELECT count(*) FROM pg_am a LEFT JOIN audit.visible_changeset c ON {}"):  # fmt: skip
+            acme.execute(query.format(predicate))
+    text = "\n".join(notices)
+    assert of_acme_alone(text) and "10.2." not in text and "10.3." not in text
+    acme.execute("SET max_parallel_workers_per_gather = 0")
+    for column, there, nowhere in (("user_id", "globex-user", "absent"), ("tenant_id", "globex", "absent"), ("request_id", "globex-request", "absent")):
+        query = "SELECT * FROM audit.visible_changeset WHERE {} = '{}'"
+        assert numbers(acme, query.format(column, there)) == numbers(acme, query.format(column, nowhere))
+    assert of_acme_alone(seen(acme, "SELECT to_jsonb(c)::text FROM audit.visible_changeset c"))
+
+
+def test_types_of_his_own_see_his_rows_alone(conn, questioned, acme):
+    """table_as_of has values read by the types of the table: code of whoever made them."""
+    notices = []
+    acme.add_notice_handler(lambda notice: notices.append(notice.message_primary))
+    acme.execute("CREATE FUNCTION pg_temp.tells(text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE NOTICE 'told %', $1; RETURN true; END $$;"
+                 " CREATE DOMAIN pg_temp.told AS text CHECK (pg_temp.tells(VALUE)); CREATE TEMP TABLE doc (id told, body told, n int)")  # fmt: skip
+    with sqlstate("55000"):  # a table of that name, but not that one
+        acme.execute("SELECT * FROM audit.table_as_of(NULL::pg_temp.doc, now())")
+    assert acme.execute("SELECT count(*) FROM audit.table_as_of(NULL::public.doc, now())").fetchone()[0] > 0
+    assert not [line for line in notices if "globex" in line or "nobody" in line]
+
+
+def test_cursors_over_functions(questioned, acme):
+    acme.execute("BEGIN; DECLARE c SCROLL CURSOR WITH HOLD FOR SELECT to_jsonb(l)::text FROM audit.get_logs(page_size => 9999) l")
+    first = acme.execute("FETCH 3 FROM c").fetchall()
+    acme.execute("SET LOCAL audit.tenant_id = 'globex'")
+    rest = acme.execute("FETCH ALL FROM c").fetchall()
+    acme.execute("COMMIT")
+    assert of_acme_alone("".join(row[0] for row in first + rest + acme.execute("FETCH BACKWARD ALL FROM c").fetchall()))
+    # A cursor of another's page is a place in time, and no more.
+    (cursor,) = questioned.everything.execute("SELECT cursor FROM audit.get_logs(tenant_id => 'globex', page_size => 1)").fetchone()
+    text = seen(acme, "SELECT to_jsonb(l)::text FROM audit.get_logs(page_size => 9999, after => %s) l", [cursor])
+    assert text == "" or of_acme_alone(text)
+
+
+def test_functions_follow_the_role(conn, questioned):
+    """In one session, whatever plans are there."""
+    calls = "SELECT audit.count_logs(), (SELECT string_agg(DISTINCT coalesce(tenant_id, 'none'), ' ') FROM audit.get_logs(page_size => 10000))," \
+            " (SELECT string_agg(coalesce(key, 'none'), ' ' ORDER BY key) FROM audit.statistics() WHERE dimension = 'tenant')," \
+            " (SELECT count(*) FROM audit.history('doc', 'globex-1')), (SELECT count(*) FROM audit.security_events() WHERE tenant_id = 'globex') > 0"  # fmt: skip
+    total, acme, globex = conn.execute("SELECT count(*), count(*) FILTER (WHERE tenant_id = 'acme'), count(*) FILTER (WHERE tenant_id = 'globex') FROM audit.log").fetchone()
+    with conn.cursor() as session:
+        for _ in range(7):
+            for name, expected in ((None, (total, "acme globex none", "acme globex none", 2, True)), (questioned.acme, (acme, "acme", "acme", 0, False)),
+                                   (questioned.globex, (globex, "globex", "globex", 2, True)), (questioned.all, (total, "acme globex none", "acme globex none", 2, True))):  # fmt: skip
+                session.execute(f"SET ROLE {name}" if name else "RESET ROLE")
+                assert session.execute(calls).fetchone() == expected
+        session.execute("RESET ROLE")
+
+
+def test_functions_of_two_tenants(conn, questioned, role):
+    name = role()
+    conn.execute(f"GRANT {questioned.acme}, {questioned.globex} TO {name}")
+    with questioned.connect(name) as session:
+        assert session.execute("SELECT key FROM audit.statistics() WHERE dimension = 'tenant' ORDER BY 1").fetchall() == [("acme",), ("globex",)]
+        tenants = session.execute("SELECT DISTINCT tenant_id FROM audit.get_logs(page_size => 10000) ORDER BY 1").fetchall()
+        assert tenants == [("acme",), ("globex",)]
+        assert session.execute("SELECT count(*) FROM audit.get_logs(tenant_id => 'globex', page_size => 9999)").fetchone()[0] > 40
 
 
 # --- roles ----------------------------------------------------------------------------------------------------------

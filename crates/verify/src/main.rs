@@ -19,14 +19,14 @@ mod records;
 mod report;
 mod witness;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use audit_ledger::checkpoint::SignedCheckpoint;
 use audit_ledger::keys::{self, Use};
 use audit_ledger::proof::{ConsistencyProof, EventProof};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use report::Report;
 
@@ -97,6 +97,12 @@ enum Command {
         #[arg(long)]
         witness: bool,
     },
+    /// Write the manual pages.
+    #[command(hide = true)]
+    Man {
+        /// The directory.
+        dir: PathBuf,
+    },
 }
 
 #[derive(Args)]
@@ -159,7 +165,15 @@ fn run(command: Command) -> Result<Report> {
         }
         Command::Witness(arguments) => witness::run(&arguments),
         Command::Keygen { name, out, witness } => keygen(&name, &out, witness),
+        Command::Man { dir } => man(&dir),
     }
+}
+
+fn man(dir: &Path) -> Result<Report> {
+    std::fs::create_dir_all(dir).and_then(|()| clap_mangen::generate_to(Arguments::command(), dir))?;
+    let mut report = Report::new("man");
+    report.fact("directory", dir.display().to_string());
+    Ok(report)
 }
 
 fn prove(text: &str, vkeys: &[String]) -> Result<Report> {
