@@ -337,9 +337,13 @@ CREATE FUNCTION verify(since timestamptz DEFAULT NULL, until timestamptz DEFAULT
 AS $$
 #variable_conflict use_column
 BEGIN
+    RAISE NOTICE 'audit.verify: part 1 of 4, content of records';
     RETURN QUERY SELECT * FROM audit.verify_contents(verify.since, verify.until);
+    RAISE NOTICE 'audit.verify: part 2 of 4, events of changesets';
     RETURN QUERY SELECT * FROM audit.verify_changesets(verify.since, verify.until);
+    RAISE NOTICE 'audit.verify: part 3 of 4, changesets and layouts in the Merkle log';
     RETURN QUERY SELECT * FROM audit.verify_entries(verify.since, verify.until);
+    RAISE NOTICE 'audit.verify: part 4 of 4, entries, tiles and checkpoints';
     RETURN QUERY SELECT * FROM audit.verify_tree(verify.checkpoint);
 END
 $$;

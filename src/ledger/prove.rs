@@ -7,6 +7,7 @@ use audit_ledger::tiles::Log;
 use super::tables::{self, Head, Tiles, damaged};
 use super::{era_begun, latest};
 use crate::error::Error;
+use crate::pg::catalog::Row;
 use crate::pg::session;
 use crate::pg::spi::{self, Arg, Sees};
 
@@ -16,19 +17,17 @@ pub fn event(changeset_id: &[u8; 16], seq: i32) -> Result<String, Error> {
     let not_found = || Error::NoSuchEvent { changeset: name.clone(), seq };
 
     let changeset = [Arg::Uuid(changeset_id)];
-    let (leaves, index) = checksums(changeset_id, seq)?;
-    let index = index.ok_or_else(not_found)?;
-    let event = record(
-        "SELECT salt::text, audit.canonical($1, $2) FROM audit.event
-          WHERE changeset_id = $1 AND seq = $2 AND occurred_at = audit.changeset_time($1)",
-        &[Arg::Uuid(changeset_id), Arg::Int4(seq)],
-    )?;
-    let whole = record(
-        "SELECT salt::text, audit.canonical($1) FROM audit.changeset
-          WHERE id = $1 AND occurred_at = audit.changeset_time($1)",
+    let found = events(changeset_id, seq)?;
+    let index = found.index.ok_or_else(not_found)?;
+    let whole = spi::first(
+        Sees::AsCaller,
+        "SELECT c.salt::text, audit.changeset_text(c) FROM audit.changeset AS c
+          WHERE c.id = $1 AND c.occurred_at = audit.changeset_time($1)",
         &changeset,
+        |row| record(row, 1),
     )?;
-    let (event, whole) = event.zip(whole).ok_or_else(|| Error::Erased { changeset: name.clone() })?;
+    // Without its salt it was erased.
+    let (event, whole) = found.record.zip(whole.flatten()).ok_or_else(|| Error::Erased { changeset: name.clone() })?;
 
     let entry =
         spi::first(Sees::AsCaller, "SELECT era, index FROM audit.entry WHERE changeset_id = $1", &changeset, |row| {
@@ -36,7 +35,7 @@ pub fn event(changeset_id: &[u8; 16], seq: i32) -> Result<String, Error> {
         })?;
     let (era, entry) = entry.flatten().ok_or_else(|| Error::NotSealed { changeset: name.clone() })?;
     let (checkpoint, path) = with_log(era, |log| log.prove_inclusion(entry as u64))?;
-    let path_in_changeset = path_in(&leaves, index).iter().map(encode).collect();
+    let path_in_changeset = path_in(&found.leaves, index).iter().map(encode).collect();
     let inner = Inner { event, index: index as u64, path: path_in_changeset, changeset: whole };
     let proof = EventProof { inner, index: entry as u64, path, checkpoint };
     // A proof that does not hold is none: the record was altered.
@@ -44,31 +43,41 @@ pub fn event(changeset_id: &[u8; 16], seq: i32) -> Result<String, Error> {
     Ok(proof.text()?)
 }
 
-/// The checksums of a changeset's events, and which of them is the one meant.
-fn checksums(changeset_id: &[u8; 16], seq: i32) -> Result<(Vec<[u8; 32]>, Option<usize>), Error> {
-    let (mut leaves, mut index) = (Vec::new(), None);
+/// The events of a changeset.
+#[derive(Default)]
+struct Events {
+    leaves: Vec<[u8; 32]>,
+    /// The one meant: its place among the others, and what is hashed of it.
+    index: Option<usize>,
+    record: Option<Record>,
+}
+
+/// Reads them in one go: where the log has no btree, each look-up reads a whole BRIN index.
+fn events(changeset_id: &[u8; 16], seq: i32) -> Result<Events, Error> {
+    let mut found = Events::default();
     spi::for_each(
         Sees::AsCaller,
-        "SELECT seq, checksum FROM audit.event
-          WHERE changeset_id = $1 AND occurred_at = audit.changeset_time($1) ORDER BY seq",
-        &[Arg::Uuid(changeset_id)],
+        "SELECT e.seq, e.checksum, e.salt::text, CASE WHEN e.seq = $2 THEN audit.event_text(e, coalesce(
+                    (SELECT concat(r.id, ', ', to_json(r.schema_name), ', ', to_json(r.table_name))
+                       FROM audit.relation AS r WHERE r.id = e.relation_id), 'null, null, null')) END
+           FROM audit.event AS e
+          WHERE e.changeset_id = $1 AND e.occurred_at = audit.changeset_time($1) ORDER BY e.seq",
+        &[Arg::Uuid(changeset_id), Arg::Int4(seq)],
         |row| {
             if row.int4(1) == Some(seq) {
-                index = Some(leaves.len());
+                found.index = Some(found.leaves.len());
+                found.record = record(row, 3);
             }
-            leaves.push(row.hash(2).ok_or_else(|| damaged("A checksum has not 32 bytes.".into()))?);
+            found.leaves.push(row.hash(2).ok_or_else(|| damaged("A checksum has not 32 bytes.".into()))?);
             Ok(())
         },
     )?;
-    Ok((leaves, index))
+    Ok(found)
 }
 
-/// `None` where the record is not there, or its salt is not: it was erased.
-fn record(query: &str, arguments: &[Arg]) -> Result<Option<Record>, Error> {
-    let found = spi::first(Sees::AsCaller, query, arguments, |row| {
-        row.text(1).zip(row.text(2)).map(|(salt, canonical)| Record { salt, canonical })
-    })?;
-    Ok(found.flatten())
+/// Salt and text from a column on.
+fn record(row: &Row, column: usize) -> Option<Record> {
+    row.text(column).zip(row.text(column + 1)).map(|(salt, canonical)| Record { salt, canonical })
 }
 
 /// The last checkpoint of a ledger with its cosignatures, and what is asked of the log that it tells of.

@@ -76,6 +76,27 @@ def test_what_cannot_be_checked(signed):
         assert result["result"] == "could not check" and result["error"]
 
 
+def test_help(cluster):
+    program = [cluster.bin("audit-verify")]
+    run = lambda *words: subprocess.run([*program, *words], capture_output=True, text=True)
+    whole = run("--help")
+    assert whole.returncode == 0 and "Examples:" in whole.stdout and "2 could not check" in whole.stdout
+    for command in ("db", "proof", "checkpoint", "export", "dir", "witness", "keygen"):
+        assert f"audit-verify {command} " in whole.stdout
+        assert run(command, "--help").returncode == 0
+    assert run("nonsense").returncode == run("db", "--nonsense").returncode == 2
+
+
+def test_progress_on_a_terminal(signed):
+    command = [signed.bin("audit-verify"), "db", "--dsn", signed.dsn()]
+    ours, theirs = os.openpty()
+    shown = subprocess.run(command, stderr=theirs, capture_output=False, stdout=subprocess.PIPE, env={**os.environ, "TERM": "xterm"})
+    os.close(theirs)
+    assert shown.returncode == 0 and b"checking" in os.read(ours, 4096)
+    os.close(ours)
+    assert subprocess.run(command, capture_output=True).stderr == b""
+
+
 def test_proof(signed):
     changeset, seq = signed.conn.execute("SELECT changeset_id, seq FROM audit.event ORDER BY occurred_at LIMIT 1").fetchone()
     (text,) = signed.conn.execute("SELECT audit.prove(%s, %s)", [changeset, seq]).fetchone()

@@ -403,6 +403,14 @@ def consistent(text, old):
     return last == 0 and first == old.root and second == new.root
 
 
+def test_verify_says_how_far_it_is(log):
+    said = []
+    log.add_notice_handler(lambda notice: said.append(notice.message_primary))
+    assert verify(log) == []
+    assert [line.partition(",")[0] for line in said if "part" in line] == [f"audit.verify: part {n} of 4" for n in range(1, 5)]
+    assert any("entries, " in line and "checkpoints" in line for line in said) and any("events in" in line for line in said)
+
+
 def test_root_of_path():
     """The check that the tests rest on fails where it should."""
     leaves = [sha256(b"\x00" + bytes([i])) for i in range(3)]

@@ -84,10 +84,11 @@ pub fn database(dsn: &str, vkeys: &[String], kept: Vec<SignedCheckpoint>) -> Res
 /// Shown on a terminal alone.
 fn bar(total: u64) -> ProgressBar {
     let bar = ProgressBar::new(total);
-    match ProgressStyle::with_template("checking {wide_bar} {percent} % {elapsed} (still {eta})") {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
+    if let Ok(style) = ProgressStyle::with_template("checking {wide_bar} {percent} % {elapsed} (still {eta})") {
+        bar.set_style(style);
     }
+    bar.tick();
+    bar
 }
 
 impl Known {
