@@ -16,11 +16,14 @@ use crate::policies::{self, Acting, Altered, Cause};
 use crate::store;
 
 thread_local! {
-    /// Tables that a command has rewritten, with the transaction and subtransaction that did.
-    static REWRITTEN: RefCell<Vec<(Oid, Rewrite, (u64, u32))>> = const { RefCell::new(Vec::new()) };
+    /// Tables that a command has rewritten, and where that was.
+    static REWRITTEN: RefCell<Vec<(Oid, Rewrite, Place)>> = const { RefCell::new(Vec::new()) };
     /// Ends of commands that event triggers have seen.
     static ENDS: Cell<u64> = const { Cell::new(0) };
 }
+
+/// A transaction and a sub-transaction of it.
+type Place = (u64, u32);
 
 /// Why a table is rewritten.
 #[derive(Clone, Copy, PartialEq, Eq)]
