@@ -56,11 +56,7 @@ CREATE OPERATOR #= (LEFTARG = jsonb, RIGHTARG = jsonb, FUNCTION = same_old_key, 
 COMMENT ON OPERATOR #= (jsonb, jsonb) IS 'same details.old_resource_id';
 
 CREATE FUNCTION old_key_hash(details jsonb) RETURNS int
-    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-    SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
-    SELECT pg_catalog.hashtext(coalesce(details ->> 'old_resource_id', ''));
-END;
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'audit_old_key_hash';
 COMMENT ON FUNCTION old_key_hash(jsonb) IS 'Support of the operator class audit.old_key_bloom.';
 
 CREATE OPERATOR CLASS old_key_bloom FOR TYPE jsonb USING brin AS

@@ -43,7 +43,7 @@ BEGIN
     INSERT INTO audit.tenant_reader AS t (role, tenant_id) VALUES (grant_tenant_reader.role, grant_tenant_reader.tenant_id)
         ON CONFLICT ON CONSTRAINT tenant_reader_pkey
         DO UPDATE SET tenant_id = excluded.tenant_id, granted_at = excluded.granted_at, granted_by = excluded.granted_by;
-    EXECUTE format('GRANT SELECT ON audit.log, audit.visible_changeset, audit.relation, audit.local_layout, audit.ledger, audit.action TO %s', role);
+    EXECUTE format('GRANT SELECT ON audit.log, audit.log_by_changeset, audit.visible_changeset, audit.relation, audit.local_layout, audit.ledger, audit.action TO %s', role);
     PERFORM audit.grant_functions(role, '{bound_tenants,tenant_visible,fenced,reads_everything,pending_changesets,changeset_time,note_read,
         uncatalogued_actions,action_rule_errors,
         get_logs,count_logs,user_activity,tenant_activity,failed_logins,statistics,security_events,

@@ -322,6 +322,7 @@ CREATE FUNCTION next_visible(f log_filter, opened timestamptz, closed timestampt
     LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
     SET search_path = pg_catalog, pg_temp
     SET enable_nestloop = on
+    SET enable_seqscan = on
 AS $$
 DECLARE
     batch audit.log_batch;
@@ -361,6 +362,8 @@ CREATE FUNCTION find_logs(f log_filter, page_size int, after text) RETURNS SETOF
     SET plan_cache_mode = force_custom_plan
     -- A batch is two short lists to be matched, however few rows the planner expects.
     SET enable_nestloop = off
+    -- The planner takes it that a BRIN index leaves out no page of the partition being written.
+    SET enable_seqscan = off
 AS $$
 DECLARE
     place audit.log_place := audit.log_place(after);
@@ -442,7 +445,7 @@ BEGIN
             SELECT min(t.at), max(t.at) INTO first_time, last_time FROM unnest(batch.times) AS t (at);
             RETURN QUERY
             SELECT l.*, audit.log_cursor(l.occurred_at, l.changeset_id, l.seq)
-              FROM audit.log l
+              FROM audit.log_by_changeset l
              WHERE l.changeset_id = ANY (batch.changesets)
                AND l.occurred_at >= first_time AND l.occurred_at <= last_time
                AND l.event_at >= first_time AND l.event_at <= last_time

@@ -179,6 +179,8 @@ CREATE FUNCTION key_events(target regclass, layouts int[], key text) RETURNS SET
     -- One plan for all calls of a session: the log may have many partitions, and a row has few versions.
     SET plan_cache_mode = force_generic_plan
     SET enable_nestloop = off
+    -- The planner takes it that a BRIN index leaves out no page of the partition being written.
+    SET enable_seqscan = off
 AS $$
 DECLARE
     old_key CONSTANT jsonb := jsonb_build_object('old_resource_id', key);
@@ -225,6 +227,7 @@ CREATE FUNCTION visible_key_events(target regclass, layouts int[], key text) RET
     LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
     SET search_path = pg_catalog, pg_temp
     SET enable_nestloop = on
+    SET enable_seqscan = on
 AS $$
 BEGIN
     RETURN QUERY

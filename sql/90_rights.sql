@@ -1,7 +1,7 @@
 -- Who may call what, and the event triggers. Last, so that it covers all functions.
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA audit FROM PUBLIC;
-REVOKE ALL ON log, row_events, other_events, pending_events, log_changeset, log_event, visible_changeset FROM PUBLIC;
+REVOKE ALL ON log, row_events, other_events, stored_events, pending_events, log_by_changeset, log_changeset, log_event, visible_changeset FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION set_context(text, text, text, text, inet, text, text, jsonb, boolean), set_context_token(text, boolean), clear_context(), client_ip(text, text, inet, inet[]) TO PUBLIC;
 -- Applications report what happens in them.
 GRANT EXECUTE ON FUNCTION log_event(text, text, text, jsonb, text, boolean), log_login(text, jsonb), log_login_failed(text, text, jsonb), log_logout(text, jsonb) TO PUBLIC;

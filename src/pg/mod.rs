@@ -30,6 +30,7 @@ pub mod instants;
 pub mod log_index;
 pub mod log_partition;
 pub mod log_table;
+pub mod old_key;
 pub mod parse;
 pub mod process;
 pub mod publish;

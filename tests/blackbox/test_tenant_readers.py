@@ -141,7 +141,7 @@ def test_nothing_but_the_view(conn, acme):
             readable.add(relation)
         except psycopg.errors.InsufficientPrivilege:
             pass
-    assert readable == {"audit.log", "audit.visible_changeset", "audit.relation", "audit.local_layout", "audit.ledger", "audit.action"}
+    assert readable == {"audit.log", "audit.log_by_changeset", "audit.visible_changeset", "audit.relation", "audit.local_layout", "audit.ledger", "audit.action"}
     some = "'00000000-0000-7000-8000-000000000000'"
     for call in (f"canonical({some})", f"canonical({some}, 0)", f"verify_event({some}, 0)", "merkle_root('{}')",
                  f"undo({some})", "next_events(NULL, NULL, NULL, NULL)", "next_changesets(NULL, NULL, NULL, NULL, 1)",
