@@ -168,6 +168,7 @@ def test_renamed_moved_altered(conn):
     assert history(conn, "s.u", "1", "resource, row_after") == [
         ("public.t", {"id": 1, "v": 1}),
         ("s.u", {"id": 1, "w": 2}),
+        ("s.u", {"id": "1", "w": 2}),  # the SNAPSHOT of what ALTER TYPE rewrote
         ("s.u", {"id": "1", "w": 3}),
         ("s.u", {"id": "1", "x": "y"}),
     ]

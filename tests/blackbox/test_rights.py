@@ -154,7 +154,7 @@ def test_functions_for_everybody_are_a_reviewed_list(conn, user):
         [user.info.user],
     ).fetchall()
     names = {row[0].split("(")[0] for row in granted}
-    needed = {"audit.set_context", "audit.clear_context", "audit.client_ip"}
+    needed = {"audit.set_context", "audit.set_context_token", "audit.clear_context", "audit.client_ip"}
     needed |= {"audit.log_event", "audit.log_login", "audit.log_login_failed", "audit.log_logout"}
     # The trigger function checks how it is called; partitions made by ordinary users take it over from their parent.
     assert needed <= names <= needed | {"audit.merkle_root", "audit.capture"}, names
