@@ -81,7 +81,7 @@ pub fn command_end(ending: &Ending) -> Result<(), Error> {
     ENDS.set(ENDS.get() + 1);
     let is_admitted = guard::take_admission();
     let rewritten = take_rewritten();
-    let Some(capture) = capture_function().filter(|_| !command::is_extension_script()) else { return Ok(()) };
+    let Some(capture) = capture_function().filter(|_| !command::is_being_made()) else { return Ok(()) };
     let mut arrived = Vec::new();
     let mut changes = Vec::new();
     let altered;
@@ -281,7 +281,7 @@ pub fn ends() -> u64 {
 /// named before it ran, `named` those that it names now.
 pub fn command_end_unseen(tables: &[Oid], now: &[Oid], ending: &Ending) -> Result<(), Error> {
     let is_admitted = guard::take_admission();
-    let Some(capture) = capture_function().filter(|_| !command::is_extension_script()) else { return Ok(()) };
+    let Some(capture) = capture_function().filter(|_| !command::is_being_made()) else { return Ok(()) };
     let mut arrived = Vec::new();
     let mut changes = Vec::new();
     let mut gone = Vec::new();

@@ -11,7 +11,7 @@ use pgrx::pg_sys::Oid;
 
 use crate::coverage::{self, Details};
 use crate::error::Error;
-use crate::pg::command::{Command, Intrusion, is_extension_script};
+use crate::pg::command::{Command, Intrusion, is_being_made};
 use crate::pg::relation::capture_function;
 use crate::pg::{report, session, table_triggers};
 use crate::policies;
@@ -40,7 +40,7 @@ pub fn command_start(command: Command) -> Result<(), Error> {
 fn look_at(command: Command) -> Result<(), Error> {
     IS_ADMITTED.set(false);
     IN_PLACE.set(None);
-    let Some(capture) = capture_function().filter(|_| !is_extension_script()) else { return Ok(()) };
+    let Some(capture) = capture_function().filter(|_| !is_being_made()) else { return Ok(()) };
     if let Some(table) = command.switches_triggers()
         && table_triggers::are_in_place(table, capture)
     {

@@ -383,10 +383,10 @@ unsafe fn own_schema(name: *const c_char, what: &'static str) -> Option<Intrusio
     is_ours.then(|| Intrusion::Object { kind: "schema", name: "audit".into(), what })
 }
 
-/// Whether the extension's own script is being run.
-pub fn is_extension_script() -> bool {
-    // SAFETY: a read of a backend variable.
-    unsafe { pg_sys::creating_extension }
+/// Whether the extension is being made: by its own script, or object by object, by pg_upgrade.
+pub fn is_being_made() -> bool {
+    // SAFETY: reads of backend variables.
+    unsafe { pg_sys::creating_extension || pg_sys::IsBinaryUpgrade }
 }
 
 /// Name of a command tag, such as ALTER TABLE.
