@@ -145,6 +145,8 @@ END
 $$;
 COMMENT ON FUNCTION default_is_ready(timestamptz, timestamptz) IS 'Whether the default partitions can become those of a time without being read under a lock. Where they cannot, prepares that for the next call.';
 
+COMMENT ON FUNCTION expect_own_ddl(boolean) IS 'From now on, or no longer, DDL on objects of the extension is maintenance, and no coverage event.';
+
 CREATE FUNCTION close_default(log_table text, since timestamptz, until timestamptz) RETURNS text
     LANGUAGE plpgsql VOLATILE
     SET search_path = pg_catalog, pg_temp
@@ -156,6 +158,7 @@ DECLARE
     name CONSTANT text := audit.partition_name(log_table, since, until);
     index_name text;
 BEGIN
+    PERFORM audit.expect_own_ddl(true);
     EXECUTE format('ALTER TABLE audit.%I DETACH PARTITION %s', log_table, old);
     -- A table of the extension is dumped without its definition; this becomes one like the other partitions.
     EXECUTE format('ALTER EXTENSION audit_ext DROP TABLE %s', old);
@@ -175,6 +178,7 @@ BEGIN
        SET extconfig = extconfig || format('audit.%I', old_name)::regclass::oid, extcondition = extcondition || ''::text
      WHERE extname = 'audit_ext';
     PERFORM audit.close_to_others(format('audit.%I', old_name)::regclass);
+    PERFORM audit.expect_own_ddl(false);
     RETURN old::text;
 END
 $$;

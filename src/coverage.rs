@@ -2,12 +2,14 @@
 //! events like others, with operation and origin DDL, so that `audit.coverage_gaps` can tell from the log alone since when
 //! a table was captured without a gap.
 
+use std::cell::Cell;
+
 use audit_core::canonical::{Operation, Origin, Status};
 use audit_core::jsonb::{Writer, put_quoted};
 
 use crate::error::Error;
 use crate::layouts::{Named, Table};
-use crate::pg::session;
+use crate::pg::session::{self, Place};
 use crate::transaction::{self, Event, Image};
 use crate::{gucs, ledger, suspension};
 
@@ -70,11 +72,26 @@ pub fn record(table: &Named, action: &str, details: &Details) -> Result<(), Erro
     write(Some(table.table()), action, None, details)
 }
 
+thread_local! {
+    /// Where audit.maintain() alters objects of the extension.
+    static EXPECTED: Cell<Option<Place>> = const { Cell::new(None) };
+}
+
+/// DDL on the extension's own objects is maintenance from now on, in this sub-transaction, or no longer. It is no event, for
+/// which there is no place anyway while the default partition is exchanged. The line of the server log stays.
+pub fn expect_own_ddl(is_expected: bool) {
+    EXPECTED.set(is_expected.then(session::place));
+}
+
+fn is_expected() -> bool {
+    EXPECTED.get().is_some_and(|place| place == session::place())
+}
+
 /// Records an event about an object of the extension's, unless it would be the first one here: before that there is
 /// nothing to protect, and a restore that brings the log must find it empty. An update, during which the library may be of
 /// another version, is left out too.
 pub fn record_own_object(resource: &[u8], details: &Details) -> Result<(), Error> {
-    if is_recorded() && session::check_version().is_ok() && ledger::era_begun()?.is_some() {
+    if is_recorded() && !is_expected() && session::check_version().is_ok() && ledger::era_begun()?.is_some() {
         record_object(resource, action::OBJECT_ALTERED, details)?;
     }
     Ok(())

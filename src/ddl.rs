@@ -11,7 +11,8 @@ use crate::guard;
 use crate::layouts::{self, Named};
 use crate::pg::command::Command;
 use crate::pg::relation::{capture_function, is_locked_by_us, partition_ancestors, with_descendants};
-use crate::pg::{catalog, command, session, table_triggers};
+use crate::pg::session::{self, Place};
+use crate::pg::{catalog, command, table_triggers};
 use crate::policies::{self, Acting, Altered, Cause};
 use crate::store;
 
@@ -21,9 +22,6 @@ thread_local! {
     /// Ends of commands that event triggers have seen.
     static ENDS: Cell<u64> = const { Cell::new(0) };
 }
-
-/// A transaction and a sub-transaction of it.
-type Place = (u64, u32);
 
 /// Why a table is rewritten.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,7 +34,7 @@ pub enum Rewrite {
 
 /// A table is about to be rewritten.
 pub fn rewrites(table: Oid, why: Rewrite) {
-    let place = (session::transaction_id(), session::current_subtransaction());
+    let place = session::place();
     REWRITTEN.with_borrow_mut(|rewritten| {
         // What is left of commands that failed.
         rewritten.retain(|(_, _, other)| *other == place);
@@ -49,7 +47,7 @@ fn take_rewritten() -> Vec<(Oid, Rewrite)> {
     if rewritten.is_empty() {
         return Vec::new();
     }
-    let place = (session::transaction_id(), session::current_subtransaction());
+    let place = session::place();
     rewritten.into_iter().filter(|(_, _, other)| *other == place).map(|(table, why, _)| (table, why)).collect()
 }
 

@@ -121,7 +121,11 @@ pgrx::extension_sql_file!("../sql/32_history.sql", name = "history", requires = 
 pgrx::extension_sql_file!("../sql/34_time_travel.sql", name = "time_travel", requires = ["history"]);
 pgrx::extension_sql_file!("../sql/36_undo.sql", name = "undo", requires = ["time_travel"]);
 pgrx::extension_sql_file!("../sql/45_coverage.sql", name = "coverage", requires = ["history", "queue"]);
-pgrx::extension_sql_file!("../sql/50_maintenance.sql", name = "maintenance", requires = ["reading"]);
+pgrx::extension_sql_file!(
+    "../sql/50_maintenance.sql",
+    name = "maintenance",
+    requires = ["reading", api::partitions::expect_own_ddl]
+);
 pgrx::extension_sql_file!("../sql/90_rights.sql", name = "rights", finalize);
 
 #[allow(non_snake_case)]

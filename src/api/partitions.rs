@@ -2,9 +2,15 @@
 
 use pgrx::prelude::*;
 
+use crate::coverage;
 use crate::error::Error;
 use crate::pg::{log_partition, relation, report};
 use crate::store;
+
+#[pg_extern(volatile, parallel_unsafe, strict)]
+fn expect_own_ddl(expected: bool) {
+    coverage::expect_own_ddl(expected);
+}
 
 #[pg_extern(stable, parallel_safe, strict)]
 #[allow(clippy::type_complexity)]

@@ -161,6 +161,14 @@ pub fn unix_usecs(timestamp: i64) -> i64 {
     timestamp + USECS_1970_TO_2000
 }
 
+/// A transaction and a sub-transaction of it.
+pub type Place = (u64, u32);
+
+/// Where we are; the transaction has an id from here on.
+pub fn place() -> Place {
+    (transaction_id(), current_subtransaction())
+}
+
 pub fn current_subtransaction() -> u32 {
     // SAFETY: a read of the transaction state.
     unsafe { unguarded::GetCurrentSubTransactionId() }

@@ -365,3 +365,23 @@ def test_rights(table, db, role):
                 else:
                     with sqlstate(REFUSED):
                         session.execute(question)
+
+
+def test_maintenance_of_the_log(table):
+    """That audit.maintain exchanges the default partition is no interference, and there is no place for an event meanwhile."""
+    table.execute("INSERT INTO t VALUES (1, 'x')")
+    done = [action for action, _ in table.execute("SELECT action, object FROM audit.maintain()")]
+    assert "default prepared" in done or "default closed" in done
+    if "default closed" not in done:
+        done = [action for action, _ in table.execute("SELECT action, object FROM audit.maintain()")]
+    assert "default closed" in done and "partition" in done
+    assert set(actions(table)) == {"enabled"}
+    # What comes after it is told.
+    with table.transaction() as transaction:
+        table.execute("SELECT audit.expect_own_ddl(true)")
+        table.execute("SELECT audit.expect_own_ddl(false); ALTER TABLE audit.action ADD COLUMN more text")
+        assert actions(table)[-1] == "object_altered"
+        raise psycopg.Rollback(transaction)
+    table.execute("UPDATE t SET v = 'y'")
+    replay(table, "t")
+    check_integrity(table)
